@@ -14,11 +14,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
+from orchestrator.cluster.cluster_size import ClusterSize
 from orchestrator.cluster.connection import ray
 from orchestrator.cluster.ray_thread import CHECK_SECONDS, RayThread
-from orchestrator.execution.chunk_runner import ChunkRunner
+from orchestrator.execution.chunk_runner import ChunkRunner, Client
 from orchestrator.execution.dispatcher import Dispatcher
 from orchestrator.execution.fork_client import ProcessLostError, interpret_failure
 from orchestrator.execution.resources import JointSlots, num_joint_slots
@@ -54,6 +55,12 @@ def run_process(config: dict[str, Any]) -> None:
     except Exception as error:
         send({"event": "failed", **describe_failure(error)})
         raise
+
+
+class IsOver(Protocol):
+    """Function that returns whether a joint slot is to end, at once, or once it is idle."""
+
+    def __call__(self, *, is_idle: bool) -> bool: ...  # noqa: D102
 
 
 class _Attempt:
@@ -179,54 +186,83 @@ class JointClient:
         self._events.clear()
 
 
-def execute(
-    dispatcher: Dispatcher, handle: Handle, *, slots: JointSlots, resources: Mapping[str, float], stop: threading.Event
-) -> None:
+def execute(dispatcher: Dispatcher, handle: Handle, *, slots: JointSlots, stop: threading.Event) -> None:
     """Run the stages of several processes until none is ready, several at once where there is room.
 
     Args:
         dispatcher: source of stages and receiver of events.
         handle: carries out a request, in every process of a stage.
         slots: number and resources of the processes of a stage.
-        resources: resources of the cluster.
         stop: event that ends running stages; they continue from their last checkpoint in a later run.
 
     Raises:
         ClusterLostError: the head of the cluster, or the raylet of this machine, is gone.
     """
-    over = threading.Event()
-    bodies = [
-        partial(
-            _run_slot, dispatcher, number, partial(JointClient, handle, slots), lambda: stop.is_set() or over.is_set()
-        )
-        for number in range(num_joint_slots(resources, slots))
-    ]
-    threads = [RayThread(body, name=f"joint-{number}") for number, body in enumerate(bodies)]
-    for thread in threads:
-        thread.start()
+    over, threads = threading.Event(), dict[int, RayThread]()
+    body = partial(
+        run_slots,
+        dispatcher,
+        partial(JointClient, handle, slots),
+        count=ClusterSize(partial(num_joint_slots, slots=slots)).count,
+        is_over=lambda: stop.is_set() or over.is_set(),
+        threads=threads,
+    )
+    keeper = RayThread(body, name="joint")
+    keeper.start()
     try:
-        for thread in threads:
-            thread.wait()
+        keeper.wait()
     finally:
         over.set()
-        for thread in threads:
+        for thread in (keeper, *threads.values()):
             thread.join(CHECK_SECONDS)
-        if any(thread.is_alive() for thread in threads):  # in a call of a Ray that is lost
+        if any(thread.is_alive() for thread in (keeper, *threads.values())):  # in a call of a Ray that is lost
             dispatcher.close()
 
 
-def _run_slot(
-    dispatcher: Dispatcher, number: int, make_client: Callable[[], JointClient], is_over: Callable[[], bool]
+def run_slots(
+    dispatcher: Dispatcher,
+    make_client: Callable[[], Client],
+    *,
+    count: Callable[[], int],
+    is_over: Callable[[], bool],
+    threads: dict[int, RayThread],
 ) -> None:
-    """Run stages one after another in a joint slot, until none is ready and none runs in another joint slot."""
+    """Run stages in joint slots, a thread each, until none is ready and none runs.
+
+    Args:
+        dispatcher: source of stages and receiver of events.
+        make_client: makes what runs a stage.
+        count: returns how many slots there is room for; looked at again and again, since nodes join and are lost.
+        is_over: returns whether running stages are to end.
+        threads: number of a slot → its thread; filled here, for the caller to wait for.
+    """
+
+    def is_slot_over(number: int, *, is_idle: bool) -> bool:
+        return is_over() or (is_idle and number >= count())
+
     while dispatcher.has_joint and not is_over():
+        for number in [number for number, thread in threads.items() if not thread.is_alive()]:
+            threads.pop(number).wait()  # raises the error that has ended it
+        for number in range(count()):
+            if number not in threads:
+                body = partial(_run_slot, dispatcher, number, make_client, partial(is_slot_over, number))
+                threads[number] = RayThread(body, name=f"joint-{number}")
+                threads[number].start()
+        dispatcher.wait(_REPORT_SECONDS)
+    for thread in threads.values():
+        thread.wait()
+
+
+def _run_slot(dispatcher: Dispatcher, number: int, make_client: Callable[[], Client], is_over: IsOver) -> None:
+    """Run stages one after another in a joint slot, until none is ready and none runs in another joint slot."""
+    while dispatcher.has_joint and not is_over(is_idle=True):
         chunk = dispatcher.next_joint_chunk(number)
         if chunk is None:
             dispatcher.wait(_REPORT_SECONDS)  # for the end of a stage in another slot, which one here may wait for
             continue
         runner = ChunkRunner({**chunk, "report_seconds": _REPORT_SECONDS}, client=make_client())
         try:
-            while not runner.is_done and not is_over():
+            while not runner.is_done and not is_over(is_idle=False):
                 dispatcher.report_joint(number, runner.step())
         finally:
             runner.close()

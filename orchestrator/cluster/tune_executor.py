@@ -18,7 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from orchestrator.cluster.connection import ray, tune
+from orchestrator.cluster.cluster_size import ClusterSize
+from orchestrator.cluster.connection import tune
 from orchestrator.cluster.ray_thread import CHECK_SECONDS, RayThread
 from orchestrator.execution.chunk_runner import ChunkRunner, pack, unpack
 from orchestrator.execution.dispatcher import Dispatcher
@@ -28,8 +29,6 @@ from orchestrator.ledger.failures import CRASHED, OUT_OF_MEMORY
 
 #: Reports per second, of all slots together, with which Tune's loop does not fall behind; it can do some 40.
 REPORTS_PER_SECOND = 16.0
-#: Seconds between two looks at the size of the cluster; a node takes as long to join.
-RESIZE_SECONDS = 5.0
 #: Limit on concurrent trials that Tune is given: it fixes its own at the start, and nodes join later.
 _NO_LIMIT = 10**9
 
@@ -56,14 +55,18 @@ class DispatchSearcher(tune.search.Searcher):  # type: ignore[misc]  # ray is un
         return True
 
     def suggest(self, trial_id: str) -> Any:
-        """Return the next chunk, None if nothing is ready, FINISHED if nothing is left or waits for a joint slot."""
+        """Return the next chunk, None if nothing is ready.
+
+        FINISHED if nothing is left, or all of it waits for joint slots, or for a larger share of a GPU.
+        """
         number = self._count_slots()
         self._dispatcher.set_num_slots(number)
         if len(self._live) >= number:
             return None
         chunk = self._dispatcher.next_chunk(trial_id)
         if chunk is None:
-            is_over = self._dispatcher.is_finished or self._dispatcher.waits_for_joint
+            waits = self._dispatcher.waits_for_joint or self._dispatcher.waits_for_share
+            is_over = self._dispatcher.is_finished or waits
             return tune.search.Searcher.FINISHED if is_over else None
         self._live.add(trial_id)
         signature, report_seconds = chunk["works"][0]["record"]["signature"], max(1.0, number / REPORTS_PER_SECOND)
@@ -91,24 +94,6 @@ class DispatchSearcher(tune.search.Searcher):  # type: ignore[misc]  # ray is un
 
     def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
         """Do nothing: the ledger is the state."""
-
-
-class ClusterSize:
-    """Number of trials that fit on the cluster at once, as it is now.
-
-    Args:
-        slots: resources of one trial.
-    """
-
-    def __init__(self, slots: Slots) -> None:
-        self._slots, self._number, self._looked = slots, 1, -RESIZE_SECONDS
-
-    def count_slots(self) -> int:
-        """Return the number, at most ``RESIZE_SECONDS`` old; a limit of the study does not change."""
-        now = time.monotonic()
-        if now - self._looked >= RESIZE_SECONDS:
-            self._number, self._looked = num_slots(ray.cluster_resources(), self._slots), now
-        return self._number
 
 
 class SlotActor(tune.Trainable):  # type: ignore[misc]
@@ -191,7 +176,8 @@ class _EventStopper(tune.Stopper):  # type: ignore[misc]
 def execute(dispatcher: Dispatcher, *, study: str, slots: Slots, max_retries: int, stop: threading.Event) -> None:
     """Run the dispatcher's chunks until every stage and trial is complete or failed, or soon after ``stop`` is set.
 
-    Also ends where all that is left waits for a stage of several processes (``stage_trainer``).
+    Also ends where all that is left waits for a stage of several processes (``stage_trainer``), or for a larger share
+    of a GPU (``Dispatcher.waits_for_share``).
 
     Args:
         dispatcher: source of chunks and receiver of events.
@@ -203,11 +189,11 @@ def execute(dispatcher: Dispatcher, *, study: str, slots: Slots, max_retries: in
     Raises:
         ClusterLostError: the head of the cluster, or the raylet of this machine, is gone.
     """
-    size = ClusterSize(slots)
-    dispatcher.set_num_slots(size.count_slots())
+    size = ClusterSize(partial(num_slots, slots=slots))
+    dispatcher.set_num_slots(size.count())
     dispatcher.expect_tune_slots(may_overlap=slots.max_concurrent is None)
     losses = _LossCallback(dispatcher.record_loss)
-    searcher = DispatchSearcher(dispatcher, count_slots=size.count_slots, read_error=losses.read_error)
+    searcher = DispatchSearcher(dispatcher, count_slots=size.count, read_error=losses.read_error)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are in the ledger, and reported as events
     scratch = tempfile.mkdtemp(prefix="robustsweep-tune-")  # Tune needs a folder; nothing in it is read again
     tuner = tune.Tuner(

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
 from rich.console import Console
@@ -20,7 +21,7 @@ from orchestrator.driver.runtime import Runtime
 from orchestrator.driver.terminal.progress import StudyProgress
 from orchestrator.execution.chunk_settings import ChunkSettings
 from orchestrator.execution.dispatcher import Dispatcher
-from orchestrator.execution.gpu_sharing import choose_gpus_per_trial
+from orchestrator.execution.gpu_sharing import choose_gpus_per_trial, compute_next_share
 from orchestrator.execution.local_executor import LocalExecutor
 from orchestrator.execution.meter import Meter, saving_usage
 from orchestrator.execution.resources import (
@@ -207,7 +208,7 @@ def execute_in_ray(
     """Run the dispatcher's stages and trials on Ray, which replaces the driver's own slots.
 
     Stages of several processes and the slots of Tune take turns: the processes wait until there is room for all of
-    them, which slots that are never idle would not leave.
+    them, which slots that are never idle would not leave. So do slots with a small and with a larger share of a GPU.
     """
     resources = runtime.wait_for_ray()
     from orchestrator.cluster import stage_trainer, tune_executor  # imports ray
@@ -221,17 +222,32 @@ def execute_in_ray(
         check_fits(resources, slots)
     study, execution = prepared.study, prepared.study.execution
     joint = JointSlots(execution.processes_per_stage, slots.cpus, 1.0 if slots.gpus else 0.0)
-    dispatcher.set_gpus(slots.gpus, joint=joint.num_processes * joint.gpus)
     while True:
+        dispatcher.set_gpus(slots.gpus, joint=joint.num_processes * joint.gpus)
         if dispatcher.has_joint:
             if runtime.is_local:
                 check_joint_fits(resources, joint)
-            stage_trainer.execute(dispatcher, child_process.run_request, slots=joint, resources=resources, stop=stop)
+            stage_trainer.execute(dispatcher, child_process.run_request, slots=joint, stop=stop)
         if stop.is_set() or dispatcher.is_finished:
             return
         tune_executor.execute(dispatcher, study=study.study, slots=slots, max_retries=execution.max_retries, stop=stop)
-        if stop.is_set() or not dispatcher.has_joint:
+        if stop.is_set() or not (dispatcher.has_joint or dispatcher.waits_for_share):
             return
+        slots = enlarge_share(slots, dispatcher, print_line=print_line)
+
+
+def enlarge_share(slots: Slots, dispatcher: Dispatcher, *, print_line: Callable[[str], None]) -> Slots:
+    """Return slots with the next larger share of a GPU, for what had no memory with the share of ``slots``.
+
+    It is handed out again, with a message. If there is none, nothing changes.
+    """
+    if not dispatcher.waits_for_share:
+        return slots
+    larger = replace(slots, gpus=compute_next_share(slots.gpus))
+    count = dispatcher.release_held()
+    told = "1 stage or trial" if count == 1 else f"{count} stages and trials"
+    print_line(f"{told} had no memory with {slots.gpus:g} of a GPU: from now on each takes {larger.gpus:g}")
+    return larger
 
 
 def resolve_slots(prepared: Prepared, resources: Mapping[str, float], *, print_line: Callable[[str], None]) -> Slots:

@@ -19,8 +19,8 @@ from typing import Any, Protocol
 from orchestrator.execution.fork_client import ForkClient, ProcessLostError, make_command, make_socket_path
 from orchestrator.execution.heartbeat import Heartbeat
 from orchestrator.execution.shared_works import ELSEWHERE
-from orchestrator.ledger.attempts import ATTEMPTS, AttemptLog
-from orchestrator.ledger.failures import DISK_FULL, HUNG, ORPHANED, OUT_OF_MEMORY, SUPERSEDED
+from orchestrator.ledger.attempts import ATTEMPTS, AttemptLog, measure_headroom
+from orchestrator.ledger.failures import DISK_FULL, HUNG, ORPHANED, OUT_OF_GPU_MEMORY, OUT_OF_MEMORY, SUPERSEDED
 from orchestrator.ledger.lease import claimed, guarded
 from orchestrator.ledger.record import begin_record
 from trainables.errors import DiskFullError, SupersededError
@@ -58,7 +58,7 @@ class ChunkRunner:
     attempt, "encoder": … | None, "matching": … | None}``, with ``"holder"`` and ``"over"`` if several drivers share the
     study (``SharedWorks.describe``), and their common settings: ``execution``, ``token``,
     ``module`` and ``preload`` (which fork server), ``stall_seconds``, ``orphan_seconds``, ``max_retries``,
-    ``chunk_seconds``, ``report_seconds``, ``created_ms``, ``lease``.
+    ``chunk_seconds``, ``report_seconds``, ``created_ms``, ``lease``, and ``gpus``, which the slot holds.
 
     Args:
         chunk: first chunk.
@@ -93,7 +93,7 @@ class ChunkRunner:
         self._claims = guarded(chunk["works"][0]["claims"], chunk["lease"])
         self._events: list[dict[str, Any]] = []
         self._unread.clear()
-        self._tries = self._num_starved = 0
+        self._tries, self._num_starved, self._is_evaluating = 0, 0, False
         self._began = self._tried = self._last_event = 0.0
         self._taken = time.monotonic()
         self._until = self._taken + chunk["chunk_seconds"]
@@ -113,9 +113,10 @@ class ChunkRunner:
 
         ``begun``, ``started`` (a second one shows that a process was lost) and ``done`` are always returned, of the
         events between them at most the newest per stage or trial.
-        ``returned`` marks a stage or trial that another slot should run. ``busy_seconds`` of an event is how long the
-        slot has had the chunk. Returns ``report_seconds`` after the call if there are events, after twice that if there
-        are none, and at once when the chunk is done.
+        ``returned`` marks a stage or trial that another slot should run, ``out of GPU memory`` one for a slot with a
+        larger share of a GPU. ``busy_seconds`` of an event is how long the slot has had the chunk. Returns
+        ``report_seconds`` after the call if there are events, after twice that if there are none, and at once when the
+        chunk is done.
         """
         self._events = []
         self._heartbeat.beat()
@@ -183,7 +184,8 @@ class ChunkRunner:
             return
         devices = os.environ.get("CUDA_VISIBLE_DEVICES")
         place = {"host": os.uname().nodename, "devices": devices, "attempt": work["number"]}
-        self._log = AttemptLog(place | {"slot_pid": os.getpid()})
+        share = {"gpus": self._chunk["gpus"]} if self._chunk["gpus"] else {}
+        self._log = AttemptLog(place | {"slot_pid": os.getpid()} | share)
         self._log.add("begun")
         self._report({"event": "begun", **place})
         self._try()
@@ -241,6 +243,7 @@ class ChunkRunner:
         if self._tries > 1:
             self._take_claim()
         assert self._claim is not None
+        self._is_evaluating = False
         self._tried = self._last_event = time.monotonic()
         names = ("folder", "claims", "encoder", "matching")
         request = {name: self._current[name] for name in names} | {"claim": self._claim.name}
@@ -262,15 +265,7 @@ class ChunkRunner:
                 self._check_stall()
                 return
         except ProcessLostError as error:
-            note = {**self._measure_attempt(), "host": os.uname().nodename, "message": str(error)}
-            self._folder.append_line(ATTEMPTS, json.dumps(note))
-            self._num_starved += error.reason == OUT_OF_MEMORY
-            self._note("lost", level="warning", message=str(error))
-            if self._tries <= self._chunk["max_retries"]:
-                self._try()
-            else:
-                end = {"reason": error.reason, "message": str(error), "traceback": error.traceback}
-                self._end({"event": "done", "status": "failed", **end})
+            self._handle_loss(error)
             return
         self._last_event = time.monotonic()
         if event.get("reason") == ORPHANED:
@@ -285,7 +280,36 @@ class ChunkRunner:
         else:
             if event["event"] in ("started", "evaluation"):
                 self._note(event["event"])
+            self._is_evaluating = event["event"] == "evaluation"
             self._report(event)
+
+    def _handle_loss(self, error: ProcessLostError) -> None:
+        """Start the next process, give the stage or trial back for a larger share of a GPU, or end it as failed."""
+        share = {"gpus": self._chunk["gpus"]} if error.reason == OUT_OF_GPU_MEMORY else {}
+        note = {**self._measure_attempt(), "host": os.uname().nodename, **share, "message": str(error)}
+        self._folder.append_line(ATTEMPTS, json.dumps(note))
+        self._num_starved += error.reason in (OUT_OF_MEMORY, OUT_OF_GPU_MEMORY)
+        self._note("lost", level="warning", message=str(error))
+        may_retry = self._tries <= self._chunk["max_retries"]
+        if self._needs_larger_share(error, may_retry=may_retry):
+            self._give_back(error)
+        elif may_retry:
+            self._try()
+        else:
+            end = {"reason": error.reason, "message": str(error), "traceback": error.traceback}
+            self._end({"event": "done", "status": "failed", **end})
+
+    def _needs_larger_share(self, error: ProcessLostError, *, may_retry: bool) -> bool:
+        """Return whether fewer trials on the GPU may help: it is shared, and smaller batches in evaluation do not."""
+        is_shared = 0.0 < self._chunk["gpus"] < 1.0
+        return error.reason == OUT_OF_GPU_MEMORY and is_shared and not (self._is_evaluating and may_retry)
+
+    def _give_back(self, error: ProcessLostError) -> None:
+        assert self._claim is not None
+        self._write_log()
+        release_claim(self._claims, self._claim)
+        self._report({"event": OUT_OF_GPU_MEMORY, "gpus": self._chunk["gpus"], "message": str(error)})
+        self._current = self._claim = None
 
     def _next_event(self, timeout_seconds: float) -> dict[str, Any] | None:
         if not self._unread:
@@ -328,9 +352,10 @@ class ChunkRunner:
         elif self._claim is not None:
             has_failed = event["status"] == "failed"
             how = {"event": "failed", "level": "error"} if has_failed else {"event": "done"}
-            self._note(**how, message=event.get("message"), is_end=True)
-            if self._log is not None:
-                self._log.write(self._folder)
+            has_run = self._log is not None and event["status"] == "complete"
+            measured = measure_headroom(self._folder, self._chunk["gpus"]) if has_run else {}
+            self._note(**how, message=event.get("message"), end=measured)
+            self._write_log()
         if self._claim is not None and not self._is_kept(event) and event.get("reason") != SUPERSEDED:
             release_claim(self._claims, self._claim)
         self._report({**event, "host": os.uname().nodename})
@@ -347,6 +372,10 @@ class ChunkRunner:
         """Add a line to the log of the attempt, if it has begun."""
         if self._log is not None:
             self._log.add(event, **about)
+
+    def _write_log(self) -> None:
+        if self._log is not None:
+            self._log.write(self._folder)
 
     def _note_superseded(self, message: str) -> None:
         """Add the end of this attempt to the notes, which are the only file that several attempts write."""

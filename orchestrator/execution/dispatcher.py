@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from orchestrator.execution.chunk_settings import ChunkSettings, locate_stages
+from orchestrator.execution.chunk_settings import ChunkSettings, Requests
 from orchestrator.execution.meter import Meter
 from orchestrator.execution.shared_works import ELSEWHERE, SharedWorks
 from orchestrator.execution.work_queue import CHUNK_SECONDS, WorkQueue
@@ -20,8 +20,6 @@ from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.record import describe_upstream
 from orchestrator.planning.states import COMPLETE, FAILED, INTERRUPTED, STOPPED
 from orchestrator.planning.works import Work
-from trainables.storage.attempt_counts import count_attempts
-from trainables.storage.claims import CLAIMS
 from trainables.storage.completeness import is_finished, is_stopped
 
 #: Called with ("started" | "event" | "ended", work, details), one call at a time: must be quick and never raise.
@@ -71,12 +69,12 @@ class Dispatcher:
         self._begun: set[str] = set()
         #: Signature → number of times that the slot which ran it was lost.
         self._losses: Counter[str] = Counter()
-        #: Signature → number of the attempt that was handed out last.
-        self._attempts: Counter[str] | None = None
+        self._requests = Requests(ledger, settings, shared)
         #: Hosts that are known to write where this driver reads.
         self._shares_storage: set[str] = set()
         self._has_successors = self._may_overlap = self._is_closed = False
-        self._gpus_per_joint_slot = self._gpus_per_local_slot = 0.0
+        #: Prefix of slots → GPUs that each holds; the others hold what the meter says.
+        self._gpus = {_JOINT: 0.0, _LOCAL: 0.0}
 
     @property
     def is_finished(self) -> bool:
@@ -103,8 +101,7 @@ class Dispatcher:
     def set_gpus(self, number: float, *, joint: float = 0.0, local: float = 0.0) -> None:
         """Set how many GPUs each of Tune's slots holds, each joint slot, and each local slot."""
         with self._changed:
-            self._meter.gpus_per_slot, self._gpus_per_joint_slot = number, joint
-            self._gpus_per_local_slot = local
+            self._meter.gpus_per_slot, self._gpus = number, {_JOINT: joint, _LOCAL: local}
 
     def close(self) -> None:
         """Stop dispatching, and ignore further reports. Running slots are not stopped."""
@@ -168,14 +165,17 @@ class Dispatcher:
     def has_joint(self) -> bool:
         """Whether a stage of several processes is ready or runs."""
         with self._changed:
-            return self._queue.is_joint_ready or any(self._running[name] for name in self._running if _is_joint(name))
+            running = [works for slot, works in self._running.items() if slot.startswith(_JOINT)]
+            return self._queue.is_joint_ready or any(running)
 
     @property
     def waits_for_joint(self) -> bool:
         """Whether all slots are idle until a stage of several processes, which is ready, has run."""
         with self._changed:
-            is_idle = not self._queue.is_any_ready and not any(self._running.values())
-            return is_idle and self._queue.is_joint_ready
+            return self._is_idle() and self._queue.is_joint_ready
+
+    def _is_idle(self) -> bool:
+        return not self._queue.is_any_ready and not any(self._running.values())
 
     def next_joint_chunk(self, number: int) -> dict[str, Any] | None:
         """Return the next chunk for a joint slot, None if no stage of several processes is ready."""
@@ -207,29 +207,12 @@ class Dispatcher:
             return None
         self._running[slot] = works
         return {
-            "works": [self._request(work) for work in works],
+            "works": [self._requests.describe(work) for work in works],
             "created_ms": int(time.time() * 1000) if self._shared is None else self._shared.since_ms,
             "chunk_seconds": min(CHUNK_SECONDS, self._meter.seconds_left()),
+            "gpus": self._count_gpus(slot),
             **self._settings.as_json(),
         }
-
-    def _request(self, work: Work) -> dict[str, Any]:
-        return {
-            "record": self._settings.describe(work),
-            "folder": self._ledger.folder(work.kind, work.signature).uri,
-            "claims": self._ledger.claims(work.signature).uri,
-            "number": self._count_attempt(work),
-            **({} if self._shared is None else self._shared.describe(work.signature)),
-            **locate_stages(self._ledger, work),
-        }
-
-    def _count_attempt(self, work: Work) -> int:
-        if self._attempts is None:  # before the first chunk: other drivers may have written until the lease was taken
-            self._attempts = Counter(count_attempts(self._ledger.root / CLAIMS))
-        if self._shared is not None:  # other drivers count, too
-            self._attempts[work.signature] = self._shared.count_attempts(work.signature, self._attempts[work.signature])
-        self._attempts[work.signature] += 1
-        return self._attempts[work.signature]
 
     def _close_if_spent(self) -> None:
         """Close the queue if the budget is spent. Stages and trials that run continue to their end."""
@@ -258,8 +241,7 @@ class Dispatcher:
             self._changed.notify_all()
 
     def _count_gpus(self, slot: str) -> float:
-        shared = self._gpus_per_joint_slot if _is_joint(slot) else self._meter.gpus_per_slot
-        return self._gpus_per_local_slot if slot.startswith(_LOCAL) else shared
+        return next((gpus for kind, gpus in self._gpus.items() if slot.startswith(kind)), self._meter.gpus_per_slot)
 
     def _handle_event(self, slot: str, work: Work, event: dict[str, Any]) -> None:
         match event["event"]:
@@ -272,6 +254,9 @@ class Dispatcher:
             case "elsewhere":
                 self._running[slot].remove(work)
                 self._leave(work)
+            case "out of GPU memory":
+                self._running[slot].remove(work)
+                self._set_aside(work, event, self._queue.hold)
             case "done":
                 self._running[slot].remove(work)
                 details = self._determine_end(work, event)
@@ -282,17 +267,34 @@ class Dispatcher:
             case _:
                 self._on_event("event", work, event)
 
+    # ------------------------------------------------------------------ shares of a GPU
+
+    @property
+    def waits_for_share(self) -> bool:
+        """Whether all that slots could run needs a larger share of a GPU than they hold (``release_held``)."""
+        with self._changed:
+            return self._is_idle() and self._queue.is_any_held
+
+    def release_held(self) -> int:
+        """Hand out again what had no GPU memory; return how many. The caller has set a larger share (``set_gpus``)."""
+        with self._changed:
+            return self._queue.release_held()
+
     # ------------------------------------------------------------------ other drivers
 
     def _leave(self, work: Work) -> None:
         """Leave a stage or trial to the driver that has taken it, until ``update`` tells what has become of it."""
+        self._set_aside(work, {"event": ELSEWHERE}, self._queue.park)
+
+    def _set_aside(self, work: Work, event: dict[str, Any], keep: Callable[[Work], None]) -> None:
+        """Keep a stage or trial out of the slots, or drop it if the queue is closed; tell why if it had begun."""
         if work.signature in self._begun:
             self._begun.discard(work.signature)
-            self._on_event("event", work, {"event": ELSEWHERE})
+            self._on_event("event", work, event)
         if self._queue.is_closed:
             self._queue.drop(work)
         else:
-            self._queue.park(work)
+            keep(work)
 
     def list_waiting(self) -> list[Work]:
         """Return the stages and trials that have not ended and that no slot of this driver has."""
@@ -319,7 +321,7 @@ class Dispatcher:
             self._meter.end(slot)  # until the next actor reports
             works = self._running.get(slot, ())
             self._losses.update(work.signature for work in works[:1])
-            return {work.signature: self._count_attempt(work) for work in works}
+            return {work.signature: self._requests.count_attempt(work) for work in works}
 
     def release(self, slot: str, *, error: Callable[[], dict[str, str]] | None = None) -> None:
         """Remove a slot; end or put back the rest of its chunk.
@@ -394,7 +396,3 @@ class Dispatcher:
                     self._on_event("ended", dependant, describe_upstream(work) | said)
         if not self._queue.is_closed:
             self._queue.add(self._find_more())
-
-
-def _is_joint(slot: str) -> bool:
-    return slot.startswith(_JOINT)

@@ -24,7 +24,7 @@ from typing import Any
 
 from orchestrator.execution.fork_server import start_lock
 from orchestrator.execution.private_folder import find_private_folder
-from orchestrator.ledger.failures import CRASHED, OUT_OF_MEMORY
+from orchestrator.ledger.failures import CRASHED, OUT_OF_GPU_MEMORY, OUT_OF_MEMORY
 from trainables.errors import InfrastructureError
 from trainables.storage.folder import Folder
 
@@ -33,7 +33,11 @@ MEMORY_ADVICE = (
     "let trials ask for less at once (training.batch_size, execution.evaluation_batch_size), or run fewer of them side "
     "by side (execution.max_concurrent_trials)"
 )
-
+#: The same for the memory of a GPU.
+GPU_MEMORY_ADVICE = (
+    "let trials ask for less at once (training.batch_size, execution.evaluation_batch_size), or give each a larger "
+    "share of a GPU (execution.gpus_per_trial)"
+)
 
 #: Longest path of a socket: Linux allows 107 bytes, macOS 103.
 MAX_SOCKET_BYTES = 100
@@ -44,7 +48,7 @@ class ProcessLostError(InfrastructureError):
 
     Args:
         message: text for the user.
-        reason: CRASHED, HUNG or OUT_OF_MEMORY.
+        reason: one of ``failures.LOST``.
         traceback: traceback of the exception that the process raised, "" if it raised none.
     """
 
@@ -276,9 +280,10 @@ def interpret_failure(failure: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ProcessLostError: there was no memory.
     """
-    if failure["reason"] == OUT_OF_MEMORY:
-        message = f"there was no memory for what the trial asked for: {MEMORY_ADVICE}; {failure['message']}"
-        raise ProcessLostError(message, reason=OUT_OF_MEMORY, traceback=failure["traceback"])
+    advice = {OUT_OF_MEMORY: MEMORY_ADVICE, OUT_OF_GPU_MEMORY: GPU_MEMORY_ADVICE}.get(failure["reason"])
+    if advice is not None:
+        message = f"there was no memory for what the trial asked for: {advice}; {failure['message']}"
+        raise ProcessLostError(message, reason=failure["reason"], traceback=failure["traceback"])
     return {"event": "done", "status": "failed", **failure}
 
 

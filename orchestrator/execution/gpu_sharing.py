@@ -72,6 +72,11 @@ def round_share(count: int) -> float:
     return math.floor(10_000 / count) / 10_000
 
 
+def compute_next_share(gpus: float) -> float:
+    """Return the share of a GPU for trials that had no memory with ``gpus`` of one: half as many trials on it."""
+    return round_share(max(1, int(1 / gpus + 1e-9) // 2))
+
+
 def describe_kind(kind: str, identity: dict[str, Any]) -> str:
     """Return the settings that decide the memory of a stage or trial, as canonical JSON.
 

@@ -37,7 +37,7 @@ class LocalExecutor:
 
     def __init__(self, dispatcher: Dispatcher, num_slots: int, *, stop: threading.Event, has_ray: bool = True) -> None:
         self._dispatcher, self._stop, self._has_ray = dispatcher, stop, has_ray
-        self._abandoned = threading.Event()
+        self._abandoned, self._needs_share = threading.Event(), threading.Event()
         self._error: Exception | None = None
         self._began = time.monotonic()
         self._threads = [
@@ -60,7 +60,10 @@ class LocalExecutor:
             raise self._error
 
     def wait(self) -> bool:
-        """Return True once Ray should be started, False once everything is over without it."""
+        """Return True once Ray should be started, False once everything is over without it.
+
+        It is also over where all that is left needs a larger share of a GPU (``Dispatcher.waits_for_share``).
+        """
         while not self._is_over():
             left, waited = self._dispatcher.seconds_left, time.monotonic() - self._began
             is_long = (left or 0.0) > WORTH_SECONDS or (left is None and waited > PATIENCE_SECONDS)
@@ -70,7 +73,10 @@ class LocalExecutor:
         return False
 
     def _is_over(self) -> bool:
-        return self._stop.is_set() or self._abandoned.is_set() or self._dispatcher.is_finished
+        if self._dispatcher.waits_for_share:
+            self._needs_share.set()  # for all slots, also if another driver leaves something to this one meanwhile
+        is_ended = self._stop.is_set() or self._abandoned.is_set() or self._needs_share.is_set()
+        return is_ended or self._dispatcher.is_finished
 
     def _run(self, number: int) -> None:
         """Run the chunks of one slot, in its thread."""

@@ -46,6 +46,8 @@ class WorkQueue:
         #: Signatures of what other drivers have, and of what was ready and is not handed out because of that.
         self._taken: frozenset[str] = frozenset()
         self._parked: set[str] = set()
+        #: Signatures of what needs slots with a larger share of a GPU (``hold``).
+        self._held: list[str] = []
         self._num_timed, self._seconds = 0, 0.0
         #: Number of open stages: the queue may hold 100,000 trials, and is asked several times a second.
         self._num_stages = 0
@@ -146,6 +148,22 @@ class WorkQueue:
         for work in free:
             self._push(work)
 
+    @property
+    def is_any_held(self) -> bool:
+        """Whether something is kept back (``hold``) and has not ended elsewhere."""
+        return any(signature in self._works for signature in self._held)
+
+    def hold(self, work: Work) -> None:
+        """Keep back a stage or trial that a slot took, and that needs a larger share of a GPU."""
+        self._held.append(work.signature)
+
+    def release_held(self) -> int:
+        """Hand out again everything that was kept back; return how many stages and trials."""
+        works = [self._works[signature] for signature in self._held if signature in self._works]
+        self._held.clear()
+        self.put_back(works)
+        return len(works)
+
     def next_joint(self) -> list[Work]:
         """Return the next stage that several processes run together; empty if none is ready."""
         return [self._order[heapq.heappop(self._ready_joint)]] if self._ready_joint else []
@@ -193,6 +211,7 @@ class WorkQueue:
         self._ready.clear()
         self._ready_joint.clear()
         self._parked.clear()
+        self._held.clear()
         self._dependants.clear()
         return [work for work in before.values() if work.signature not in self._works]
 

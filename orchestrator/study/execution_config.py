@@ -75,7 +75,7 @@ class ExecutionConfig(Frozen):
     gpus_per_trial: Annotated[float, Field(ge=0, le=1000)] | Literal["auto"] = Field(
         "auto",
         description="GPUs of a trial or stage, fractions share one; auto: what memory allows once it is known from "
-        "finished trials, 1 before, 0 without a GPU.",
+        "finished trials, 1 before, 0 without a GPU. What has no memory with a fraction goes on with a larger one.",
     )
     processes_per_stage: PositiveInt = Field(
         1,

@@ -47,6 +47,7 @@ def make_chunk(root: Path, *names: str, **changes: Any) -> dict[str, Any]:
         "max_retries": 2,
         "report_seconds": 0.2,
         "chunk_seconds": 20.0,
+        "gpus": 0.0,
         "lease": None,
     }
     return {**common, "works": works, "token": uuid.uuid4().hex[:8], "created_ms": 0, **changes}
@@ -233,9 +234,9 @@ def test_a_lost_trial_is_tried_again_in_its_slot(
         assert ("in starves" in done["traceback"]) == (reason == "out of memory")
 
 
-def test_a_process_that_had_no_memory_is_followed_by_one_that_evaluates_fewer_images_at_once(
-    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def batch_sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Images per batch in evaluation, of every process that is started."""
     sizes: list[int] = []
     begin = ForkClient.begin
 
@@ -244,8 +245,69 @@ def test_a_process_that_had_no_memory_is_followed_by_one_that_evaluates_fewer_im
         begin(client, request)
 
     monkeypatch.setattr(ForkClient, "begin", note)
+    return sizes
+
+
+def test_a_process_that_had_no_memory_is_followed_by_one_that_evaluates_fewer_images_at_once(
+    start: Start, tmp_path: Path, batch_sizes: list[int]
+) -> None:
     list(news_of(start(make_chunk(tmp_path, "starves", "dies_once", "finish", max_retries=3))))
-    assert sizes == [6, 3, 1, 1, 6, 6, 6]
+    assert batch_sizes == [6, 3, 1, 1, 6, 6, 6]
+
+
+OUT_OF_GPU = "out of GPU memory"
+
+
+def test_a_trial_that_has_no_memory_on_a_shared_gpu_is_given_back_for_a_larger_share(
+    start: Start, tmp_path: Path
+) -> None:
+    events = list(news_of(start(make_chunk(tmp_path, "cramped 1", "finish", gpus=0.25, max_retries=0))))
+    assert ends_of(events) == [("finish", "complete")]
+    (back,) = [event for event in events if event["event"] == OUT_OF_GPU]
+    assert (back["signature"], back["gpus"]) == ("cramped 1", 0.25)
+    assert "execution.gpus_per_trial" in back["message"]
+    (note,) = read_attempts(Folder(tmp_path / "cramped-1"))
+    assert (note["gpus"], note["message"]) == (0.25, back["message"])
+    assert [(line["event"], line["gpus"]) for line in read_log(tmp_path / "cramped-1")] == [
+        ("begun", 0.25),
+        ("started", 0.25),
+        ("lost", 0.25),
+    ]
+    assert find_claim(Folder(tmp_path / "claims" / "cramped-1")) is None
+    again = make_chunk(tmp_path, "cramped 1", gpus=0.5)
+    again["works"][0]["number"] = 2
+    assert ends_of(list(news_of(start(again)))) == [("cramped 1", "complete")]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "end", "sizes"),
+    [
+        ("cramped 1", {"gpus": 1.0, "max_retries": 2}, "complete", [6, 3]),  # no larger share: smaller batches
+        ("cramped 9", {"gpus": 1.0, "max_retries": 1}, "failed", [6, 3]),
+        ("cramped_in_evaluation 1", {"gpus": 0.25, "max_retries": 1}, "complete", [6, 3]),
+        ("cramped_in_evaluation 9", {"gpus": 0.25, "max_retries": 1}, OUT_OF_GPU, [6, 3]),
+        ("cramped 1", {"gpus": 0.25, "max_retries": 1}, OUT_OF_GPU, [6]),
+        ("cramped 9", {"gpus": 0.0, "max_retries": 0}, "failed", [6]),
+    ],
+)
+def test_what_follows_a_gpu_without_memory(
+    start: Start, tmp_path: Path, batch_sizes: list[int], name: str, settings: dict[str, Any], end: str,
+    sizes: list[int],
+) -> None:  # fmt: skip
+    last = list(news_of(start(make_chunk(tmp_path, name, **settings))))[-1]
+    assert last.get("status", last["event"]) == end
+    assert last.get("reason") == (OUT_OF_GPU if end == "failed" else None)
+    assert batch_sizes == sizes
+
+
+def test_the_log_says_what_a_trial_left_of_its_share_of_a_gpu(start: Start, tmp_path: Path) -> None:
+    list(news_of(start(make_chunk(tmp_path, "takes_gpu 1", "finish", gpus=0.5))))
+    last = read_log(tmp_path / "takes_gpu-1")[-1]
+    assert (last["event"], last["gpus"]) == ("done", 0.5)
+    assert (last["peak_gpu_memory_mib"], last["gpu_headroom_mib"]) == (5000.0, 3000.0)
+    list(news_of(start(make_chunk(tmp_path, "takes_gpu 2", gpus=0.25))))
+    assert read_log(tmp_path / "takes_gpu-2")[-1]["gpu_headroom_mib"] == -1000.0
+    assert "gpu_headroom_mib" not in read_log(tmp_path / "finish")[-1]
 
 
 def test_a_hanging_trial_is_killed_noted_and_tried_again(start: Start, tmp_path: Path) -> None:

@@ -416,3 +416,42 @@ def test_slots_and_stages_of_several_processes_take_turns(ledger: Ledger) -> Non
     assert not dispatcher.has_joint
     assert names(dispatcher.next_chunk("1")) == ["trial"]
     assert meter.read().gpu_seconds == 60.0 * (0.5 + 2.0)
+
+
+def test_what_had_no_gpu_memory_waits_until_nothing_else_is_left(ledger: Ledger) -> None:
+    trials = [make_trial(name) for name in "abc"]
+    slots, no_memory = Slots(ledger, *trials), {"event": "out of GPU memory", "gpus": 0.25, "message": "m"}
+    slots.dispatcher.set_gpus(0.25)
+    chunk = slots.dispatcher.next_chunk("1")
+    assert chunk is not None
+    assert chunk["gpus"] == 0.25
+    slots.tell(1, (trials[0], BEGUN), (trials[0], no_memory), (trials[1], BEGUN))
+    assert not slots.dispatcher.waits_for_share
+    slots.tell(1, (trials[1], DONE), last=True)
+    assert names(slots.dispatcher.next_chunk("2")) == ["c"]
+    slots.tell(2, (trials[2], BEGUN), (trials[2], DONE), last=True)
+    assert slots.dispatcher.waits_for_share
+    assert not slots.dispatcher.is_finished
+    assert slots.dispatcher.next_chunk("3") is None
+    slots.dispatcher.set_gpus(0.5)
+    assert slots.dispatcher.release_held() == 1
+    again = slots.dispatcher.next_chunk("4")
+    assert again is not None
+    assert (again["gpus"], again["works"][0]["number"]) == (0.5, 2)
+    slots.tell(4, (trials[0], BEGUN), (trials[0], DONE), last=True)
+    assert slots.handler.ends() == {"a": "complete", "b": "complete", "c": "complete"}
+    assert slots.handler.started() == ["a", "b", "c", "a"]
+    assert slots.dispatcher.is_finished
+
+
+def test_what_had_no_gpu_memory_is_not_waited_for_once_the_budget_is_spent(ledger: Ledger) -> None:
+    trial, handler, meter = make_trial("trial"), RecordingHandler(ledger), Meter(limits={"wall_hours": 1.0})
+    settings = ChunkSettings(EXECUTION, "token", MODULE, (), 1, 600.0, describe)
+    todo = WorkQueue([trial], complete=(), num_slots=1)
+    dispatcher = Dispatcher(todo, ledger=ledger, settings=settings, on_event=handler.handle, meter=meter)
+    dispatcher.next_chunk("1")
+    todo.close([trial])
+    event = {"signature": trial.signature, "busy_seconds": 0.0, "gpus": 0.5, "message": "m"}
+    dispatcher.report_events("1", [event | {"event": "begun"}, event | {"event": "out of GPU memory"}])
+    assert dispatcher.is_finished
+    assert not dispatcher.waits_for_share

@@ -152,7 +152,9 @@ def test_torch_says_when_there_is_no_memory() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**56)
     assert describe_failure(caught.value)["reason"] == "out of memory"
-    assert describe_failure(torch.OutOfMemoryError("CUDA out of memory"))["reason"] == "out of memory"
+    assert describe_failure(torch.OutOfMemoryError("CUDA out of memory"))["reason"] == "out of GPU memory"
+    for text in ("CUDA error: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"):
+        assert describe_failure(torch.AcceleratorError(text, 2))["reason"] == "out of GPU memory"
     assert describe_failure(RuntimeError("shapes do not fit"))["reason"] == "error"
 
 

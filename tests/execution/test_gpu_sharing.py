@@ -4,7 +4,13 @@ from typing import Any
 
 import pytest
 
-from orchestrator.execution.gpu_sharing import GpuShare, choose_gpus_per_trial, describe_kind, round_share
+from orchestrator.execution.gpu_sharing import (
+    GpuShare,
+    choose_gpus_per_trial,
+    compute_next_share,
+    describe_kind,
+    round_share,
+)
 from orchestrator.ledger.record import Record
 from orchestrator.planning.identity import compute_identity
 from orchestrator.planning.works import Work
@@ -91,6 +97,14 @@ def test_what_does_not_change_the_memory_shares_a_measurement() -> None:
 def test_shares_never_exceed_a_gpu_in_rays_unit() -> None:
     for count in range(1, 65):
         assert round(round_share(count) * 10_000) * count <= 10_000
+
+
+@pytest.mark.parametrize(
+    ("share", "larger"),
+    [(0.125, 0.25), (0.1428, 0.3333), (0.25, 0.5), (0.3333, 1.0), (0.5, 1.0), (0.7, 1.0), (1.0, 1.0)],
+)
+def test_the_next_share_is_that_of_half_as_many_trials(share: float, larger: float) -> None:
+    assert compute_next_share(share) == larger
 
 
 def test_nothing_open_takes_nothing_but_says_so() -> None:

@@ -76,7 +76,7 @@ def test_the_log_of_an_attempt_is_bounded_and_ends_with_its_end(tmp_path: Path) 
     for number in range(50):
         log.add("lost" if number % 2 else "started", message="x" * 1000 + "\nmore")
     log.add("started")
-    log.add("failed", level="error", is_end=True)
+    log.add("failed", level="error", end={})
     log.write(folder)
     lines = folder.read_lines("log.jsonl")
     assert len(lines) == MAX_LINES

@@ -27,6 +27,10 @@ COMMAND = (sys.executable, "-m", MODULE)
 _memory: list[str] = []
 
 
+class OutOfMemoryError(RuntimeError):
+    """An error with the name of torch's, which would take seconds to import."""
+
+
 def finish(report: Any) -> None:
     report({"event": "epoch", "epoch": 1})
 
@@ -128,6 +132,19 @@ def find_peer() -> int:
     raise AssertionError("no connection")
 
 
+def run_cramped(act: str, folder: Folder, report: Any) -> None:
+    """Find no memory on the GPU, as often as the name of the trial says."""
+    if act not in ("cramped", "cramped_in_evaluation"):
+        return
+    tried = [name for name in folder.children() if name.startswith("tried")]
+    if len(tried) < int(folder.read_json("config.json")["name"].split()[1]):
+        folder.write(f"tried-{len(tried)}", b"")
+        report({"event": "started", "epochs": 1})
+        if act == "cramped_in_evaluation":
+            report({"event": "evaluation", "done": 1, "total": 2})
+        raise OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
 def run_request(request: Mapping[str, Any], report: Any) -> None:
     if "act" in request:
         ACTS[request["act"]](report)
@@ -142,6 +159,7 @@ def run_request(request: Mapping[str, Any], report: Any) -> None:
         if act == "starves_once":
             starves(report)
         time.sleep(600)
+    run_cramped(act, folder, report)
     if act == "waits_once" and not folder.exists("tried"):
         folder.write("tried", b"")
         wait_to_be_asked(request, report)
@@ -155,6 +173,8 @@ def run_request(request: Mapping[str, Any], report: Any) -> None:
         return
     encoder = request["encoder"] and Folder(request["encoder"]).read_json("result.json")["name"]
     result = {"name": act, "encoder": encoder, "pid": os.getpid(), "server": os.getppid(), "slot": find_peer()}
+    if act == "takes_gpu":
+        result |= {"peak_gpu_memory_mib": 5000.0, "gpu_memory_mib": 16_000.0}
     folder.write_json("result.json", result)
 
 

@@ -1,6 +1,7 @@
 """What holds on a GPU as on a CPU: ``make gpu-check`` runs these on a GPU, ``make test`` on the CPU.
 
-The device is ``ROBUSTSWEEP_TEST_DEVICE`` (cpu unless set). Only ``trainables`` and what it imports are needed.
+The device is ``ROBUSTSWEEP_TEST_DEVICE`` (cpu unless set). Only ``trainables`` and what it imports are needed, and a
+module of the driver that imports no more.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from orchestrator.ledger.failures import describe_failure
 from tests.support.paths import ROOT
 from tests.support.tiny_configs import random_set, tiny_trial
 from trainables.augmentation.pipeline import build_augmentation
@@ -156,6 +158,14 @@ def test_bfloat16_trains_like_float32(device: torch.device, tmp_path: Path) -> N
         found = train("bfloat16")
         assert found == pytest.approx(losses, rel=0.05)
         assert found != losses
+
+
+def test_a_gpu_without_memory_is_told_from_a_machine_without(device: torch.device) -> None:
+    """The driver gives the former a larger share of a GPU, and tells them apart by the error alone."""
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**56, dtype=torch.uint8, device=device)
+    expected = "out of memory" if device.type == "cpu" else "out of GPU memory"
+    assert describe_failure(caught.value)["reason"] == expected
 
 
 def test_preloading_leaves_the_gpu_to_the_children() -> None:

@@ -117,7 +117,10 @@ class LiveState:
                 row.epoch, row.phase = event["epoch"], "training"
             case "evaluation":
                 row.phase = f"evaluating {event['done']}/{event['total']}"
-            case _ if event.get("event") == ELSEWHERE:  # another driver has taken it
+            case (
+                "elsewhere" | "out of GPU memory" as kind
+            ):  # another driver has taken it, or it waits for a larger share
+                self._num_lost += kind != ELSEWHERE
                 del self._running[work.signature]
                 self._set(work, INTERRUPTED)
 

@@ -6,8 +6,9 @@ it gets. A driver ends when the whole study is complete and its books are closed
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -16,7 +17,7 @@ from rich.console import Console
 
 from orchestrator.driver.estimate import expect_seconds
 from orchestrator.driver.events import EventHandler, Observers
-from orchestrator.driver.execute import handling_signals, make_dispatcher, make_source, resolve_slots
+from orchestrator.driver.execute import enlarge_share, handling_signals, make_dispatcher, make_source, resolve_slots
 from orchestrator.driver.live.prometheus import check_metrics
 from orchestrator.driver.live.publish import publishing
 from orchestrator.driver.prepare import Prepared, find_git_commit
@@ -29,6 +30,7 @@ from orchestrator.driver.shards.watch import LOOK_SECONDS, Shared, Watch
 from orchestrator.driver.terminal.announce import announce, print_line
 from orchestrator.driver.terminal.progress import StudyProgress
 from orchestrator.driver.terminal.summary import Summary, add_budget, summarise
+from orchestrator.execution.dispatcher import Dispatcher
 from orchestrator.execution.local_executor import LocalExecutor
 from orchestrator.execution.meter import Meter, saving_usage
 from orchestrator.execution.resources import Slots, check_fits, num_local_slots
@@ -94,6 +96,30 @@ def run_shard(  # noqa: PLR0913 - the options of a command
         with DriverLease(prepared.ledger, shard=shard, plan_sha256=compute_plan_sha256(prepared.plan)) as lease:
             member = Member(prepared, runtime, lease, shard, console=console, retry_failed=retry_failed)
             return member.run(tracking_uri)
+
+
+def run_own_slots(
+    dispatcher: Dispatcher,
+    resources: Mapping[str, float],
+    slots: Slots,
+    *,
+    stop: threading.Event,
+    print_line: Callable[[str], None],
+) -> None:
+    """Run what is free, with a larger share of the GPU whenever all that is left had no memory with a smaller one.
+
+    Args:
+        dispatcher: source of stages and trials.
+        resources: CPUs and GPUs of this driver.
+        slots: resources of one trial at first.
+        stop: event that ends running trials.
+        print_line: prints a message.
+    """
+    while not (stop.is_set() or dispatcher.is_finished):
+        dispatcher.set_gpus(0.0, local=slots.gpus)
+        with LocalExecutor(dispatcher, num_local_slots(resources, slots), stop=stop, has_ray=False) as local:
+            local.wait()
+        slots = enlarge_share(slots, dispatcher, print_line=print_line)
 
 
 class Member:
@@ -181,10 +207,6 @@ class Member:
                 prepared, self._runtime, self._lease, handler, meter, works=ordered, shared=works
             )
             slots = self._resolve_slots(progress)
-            dispatcher.set_gpus(0.0, local=slots.gpus)
-            resources = self._runtime.local_resources
-            assert resources is not None
-            number = num_local_slots(resources, slots)
             source = make_source(prepared, handler, meter, dispatcher, progress)
             with (
                 saving_usage(meter, prepared.ledger.root, driver=self._lease.driver),
@@ -197,9 +219,10 @@ class Member:
                     stop=stop,
                     show=progress.set_num_drivers,
                 ) as watch,
-                LocalExecutor(dispatcher, number, stop=stop, has_ray=False) as local,
             ):
-                local.wait()
+                resources = self._runtime.local_resources
+                assert resources is not None
+                run_own_slots(dispatcher, resources, slots, stop=stop, print_line=progress.print_line)
         watch.check()
         handler.check()
         return stop.is_set()

@@ -22,6 +22,7 @@ from rich.text import Text
 from orchestrator.driver.terminal.announce import is_quiet, is_verbose
 from orchestrator.driver.terminal.time_left import TimeLeft, format_duration
 from orchestrator.execution.shared_works import ELSEWHERE
+from orchestrator.ledger.failures import OUT_OF_GPU_MEMORY
 from orchestrator.planning.states import STOPPED
 from orchestrator.planning.works import Work
 from trainables.config import TrialConfig
@@ -177,6 +178,11 @@ class StudyProgress:
             self._rows.pop(work.signature)
             self._time_left.end(work, now, is_complete=False)
             self._print(f"[yellow]moved[/yellow]  {_name(work)}: another driver goes on with it")
+        elif kind == OUT_OF_GPU_MEMORY:
+            self._rows.pop(work.signature)
+            self._time_left.put_back(work)
+            why = f"no memory left with {event['gpus']:g} of a GPU; it goes on later with a larger share"
+            self._print(f"[yellow]lost[/yellow]  {_name(work)}: {why}")
 
     def _on_end(self, now: float, work: Work, details: dict[str, Any]) -> None:
         row = self._rows.pop(work.signature, None)

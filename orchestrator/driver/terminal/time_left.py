@@ -82,6 +82,11 @@ class TimeLeft:
         if row.evaluating_since is not None and row.first is not None and row.first[0] == 1:
             self._training_shares.append((row.evaluating_since - row.started) / took)
 
+    def put_back(self, work: Work) -> None:
+        """Count a running stage or trial as open again: it is started anew later."""
+        self._running.pop(work.signature, None)
+        self._open[work.signature] = work
+
     def compute(self, now: float, *, num_drivers: int = 1) -> float | None:
         """Return the estimated seconds left, None as long as nothing is known about any trial's time.
 

@@ -94,3 +94,13 @@ def test_an_event_of_what_does_not_run_changes_nothing() -> None:
     before = state.as_json()
     state.handle("event", TRIALS[3], {"event": "epoch", "epoch": 1, "metrics": {}})
     assert state.as_json() == before
+
+
+def test_what_had_no_gpu_memory_does_not_run_until_it_begins_again() -> None:
+    state, trial = make_state(), TRIALS[2]
+    state.handle("started", trial, PLACE)
+    state.handle("event", trial, {"event": "out of GPU memory", "gpus": 0.25, "message": "m"})
+    assert counts(state) == {"planned": 5, "complete": 1, "interrupted": 2, "missing": 2}
+    assert (state.num_running, state.as_json()["num_lost"]) == (0, 1)
+    state.handle("started", trial, PLACE)
+    assert (state.num_running, counts(state)["running"]) == (1, 1)

@@ -167,6 +167,19 @@ def test_what_was_stopped_early_is_said_with_its_last_epoch() -> None:
     assert lines[1].endswith(": before it began")
 
 
+def test_what_had_no_gpu_memory_is_said_and_counted_as_open() -> None:
+    console = make_terminal("normal")
+    with StudyProgress(console, works=[TRIAL], num_done=0, num_to_come=1) as progress:
+        progress.handle_event("started", TRIAL, {})
+        progress.handle_event("event", TRIAL, {"event": "out of GPU memory", "gpus": 0.25, "message": "m"})
+        progress.handle_event("started", TRIAL, {})
+        progress.handle_event("ended", TRIAL, {"status": "complete"})
+    why = "no memory left with 0.25 of a GPU; it goes on later with a larger share"
+    lost, done = read_lines(console.file.getvalue())  # type: ignore[attr-defined]
+    assert lost == f"lost  {TRIAL_NAME}: {why}"
+    assert done.startswith(f"done 1/2  {TRIAL_NAME}")
+
+
 def test_what_another_driver_has_taken_over_or_completed_is_said_once() -> None:
     console, other = make_terminal("normal"), make_trial("other")
     with StudyProgress(console, works=[TRIAL, other], num_done=0) as progress:
