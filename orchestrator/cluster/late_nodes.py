@@ -6,6 +6,7 @@ there. It tries the storage again from time to time: a mount may come late.
 
 from __future__ import annotations
 
+import math
 import socket
 import time
 from collections.abc import Collection, Mapping
@@ -22,45 +23,68 @@ from trainables.storage.probe import probe_storage
 RETRY_SECONDS = 60.0
 
 
-class RefusedSlot:
-    """Takes the place of a ``ChunkRunner`` where the storage cannot be used; ends once it can.
+class LateSlot:
+    """A ``ChunkRunner`` that tries the storage first; where it cannot be used, it ends once it can.
+
+    The first step does so, not the constructor: Tune ends an actor that takes long to start as soon as another is free.
 
     Args:
-        chunk: chunk that another slot should run.
-        refusal: error of this node.
+        chunk: first chunk.
     """
 
-    def __init__(self, chunk: dict[str, Any], refusal: str) -> None:
-        self.refusal: str | None = refusal
-        self._chunk, self._left = chunk, list(chunk["works"])
-        self._tried = time.monotonic()
+    def __init__(self, chunk: dict[str, Any]) -> None:
+        #: Error of this node, None if it can use the storage or has not tried it.
+        self.refusal: str | None = None
+        self._runner: ChunkRunner | None = None
+        self.begin(chunk)
+
+    def begin(self, chunk: dict[str, Any]) -> None:
+        """Start the next chunk."""
+        self._chunk, self._tried = chunk, -math.inf
+        if self._runner is not None:
+            self._runner.begin(chunk)
 
     @property
     def is_done(self) -> bool:
-        """Whether this node can use the storage now."""
-        return self.refusal is None
+        """Whether no stage or trial of the chunk is left, and this node can use the storage."""
+        if self._runner is not None:
+            return self._runner.is_done
+        return self.refusal is None and self._tried > -math.inf
 
     def step(self) -> list[dict[str, Any]]:
-        """Return the chunk, as ``returned`` events; later wait, and now and then try the storage again."""
-        if self._left:
-            left, self._left = self._left, []
-            return [
-                {"signature": work["record"]["signature"], "event": "returned", "busy_seconds": 0.0} for work in left
-            ]
-        time.sleep(2 * self._chunk["report_seconds"])
+        """Return the new events, see ``ChunkRunner.step``.
+
+        Where the storage cannot be used: at first give the chunk back, as ``returned`` events; later wait, and now and
+        then try again.
+        """
+        if self._runner is not None:
+            return self._runner.step()
+        is_first = self._tried == -math.inf
+        if not is_first:
+            time.sleep(2 * self._chunk["report_seconds"])
         if time.monotonic() - self._tried >= RETRY_SECONDS:
             self.refusal, self._tried = try_storage(self._chunk["lease"]), time.monotonic()
-        return []
+        if not is_first:
+            return []
+        if self.refusal is None:
+            self._runner = ChunkRunner(self._chunk)
+            return self._runner.step()
+        signatures = [work["record"]["signature"] for work in self._chunk["works"]]
+        return [{"signature": each, "event": "returned", "busy_seconds": 0.0} for each in signatures]
 
     def disconnect_if_orphaned(self) -> None:
-        """Do nothing: no process runs."""
+        """End the fork server if nobody asks for events (``ChunkRunner.disconnect_if_orphaned``)."""
+        if self._runner is not None:
+            self._runner.disconnect_if_orphaned()
 
     def close(self) -> None:
-        """Do nothing: no process runs."""
+        """End the running process, if any."""
+        if self._runner is not None:
+            self._runner.close()
 
 
-def make_runner(chunk: dict[str, Any], probed: Collection[str] | None) -> ChunkRunner | RefusedSlot:
-    """Return what runs the chunks of a slot on this node, after trying the storage if the node joined late.
+def make_runner(chunk: dict[str, Any], probed: Collection[str] | None) -> ChunkRunner | LateSlot:
+    """Return what runs the chunks of a slot on this node.
 
     Args:
         chunk: first chunk.
@@ -68,8 +92,7 @@ def make_runner(chunk: dict[str, Any], probed: Collection[str] | None) -> ChunkR
     """
     if probed is None or chunk["lease"] is None or ray.get_runtime_context().get_node_id() in probed:
         return ChunkRunner(chunk)
-    refusal = try_storage(chunk["lease"])
-    return ChunkRunner(chunk) if refusal is None else RefusedSlot(chunk, refusal)
+    return LateSlot(chunk)
 
 
 def try_storage(lease: Mapping[str, str]) -> str | None:

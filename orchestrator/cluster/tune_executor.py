@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.cluster.connection import ray, tune
-from orchestrator.cluster.late_nodes import RETRY_SECONDS, RefusedSlot, make_runner
+from orchestrator.cluster.late_nodes import RETRY_SECONDS, LateSlot, make_runner
 from orchestrator.cluster.ray_thread import CHECK_SECONDS, RayThread
 from orchestrator.execution.chunk_runner import pack, unpack
 from orchestrator.execution.dispatcher import Dispatcher
@@ -135,9 +135,8 @@ class SlotActor(tune.Trainable):  # type: ignore[misc]
     """Actor around a ``ChunkRunner``. Tune starts it where resources are free, and reuses it for further chunks."""
 
     def setup(self, config: dict[str, Any], probed: Collection[str] | None = None) -> None:
-        """Start the first chunk, unless this node cannot use the storage (``late_nodes.make_runner``)."""
-        self._probed, self._lock = probed, threading.Lock()
-        self._runner = make_runner(unpack(config["chunk"]), probed)
+        """Start the first chunk; a node that is not among ``probed`` tries the storage before (``late_nodes``)."""
+        self._runner, self._lock = make_runner(unpack(config["chunk"]), probed), threading.Lock()
         threading.Thread(target=self._watch, name="orphan", daemon=True).start()
 
     def _watch(self) -> None:
@@ -149,19 +148,15 @@ class SlotActor(tune.Trainable):  # type: ignore[misc]
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Start the next chunk."""
-        chunk = unpack(new_config["chunk"])
         with self._lock:
-            if isinstance(self._runner, RefusedSlot):
-                self._runner = make_runner(chunk, self._probed)
-            else:
-                self._runner.begin(chunk)
+            self._runner.begin(unpack(new_config["chunk"]))
         return True
 
     def step(self) -> dict[str, Any]:
         """Return the new events, as text, since Tune would flatten nested events into keys of its own."""
         with self._lock:
             said = {"events": json.dumps(self._runner.step()), "done": self._runner.is_done}
-            if isinstance(self._runner, RefusedSlot) and not self._runner.is_done:
+            if isinstance(self._runner, LateSlot) and self._runner.refusal is not None:
                 said |= {"refusal": self._runner.refusal, "refusing_node": ray.get_runtime_context().get_node_id()}
             return said
 

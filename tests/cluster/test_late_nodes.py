@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from orchestrator.cluster import late_nodes
-from orchestrator.cluster.late_nodes import RefusedSlot, try_storage
+from orchestrator.cluster.late_nodes import LateSlot, try_storage
 from orchestrator.execution.chunk_runner import ChunkRunner
 from orchestrator.ledger.lease import Lease
 from orchestrator.ledger.ledger import Ledger
@@ -41,16 +41,20 @@ def test_a_slot_that_refuses_gives_its_chunk_back_and_ends_once_the_storage_is_t
     ledger = Ledger(str(tmp_path / "mount"), "s")
     with Lease(ledger) as lease:
         (tmp_path / "mount").rename(tmp_path / "unmounted")
-        refusal = try_storage(lease.ticket)
-        assert refusal is not None
-        slot = RefusedSlot(make_chunk(lease.ticket, "aa", "bb"), refusal)
+        slot = LateSlot(make_chunk(lease.ticket, "aa", "bb"))
         assert [(event["signature"], event["event"]) for event in slot.step()] == [
             ("aa", "returned"),
             ("bb", "returned"),
         ]
+        assert slot.refusal is not None
         assert (slot.step(), slot.is_done) == ([], False)
         (tmp_path / "unmounted").rename(tmp_path / "mount")
         assert (slot.step(), slot.is_done) == ([], True)
+        slot.begin(make_chunk(lease.ticket))
+        assert not slot.is_done
+        assert slot.step() == []
+        assert slot.is_done
+        slot.close()
 
 
 def test_a_chunk_of_which_nothing_is_left_ends_at_once() -> None:

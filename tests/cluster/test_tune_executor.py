@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from orchestrator.cluster import connection, ray_thread
-from orchestrator.cluster.late_nodes import RefusedSlot
 from orchestrator.cluster.tune_executor import DispatchSearcher, execute
 from orchestrator.execution.chunk_runner import unpack
 from orchestrator.execution.chunk_settings import ChunkSettings
@@ -108,8 +107,9 @@ def test_a_node_that_refuses_is_named_once_and_its_chunk_runs_elsewhere(ledger: 
     refusal = {"refusal": "the storage s3://b cannot be used from the node n", "refusing_node": "n1"}
 
     def refuse(trial_id: str, config: dict[str, Any]) -> None:
-        slot = RefusedSlot(unpack(config["chunk"]), refusal["refusal"])
-        searcher.on_trial_result(trial_id, {"events": json.dumps(slot.step()), **refusal})
+        signatures = [work["record"]["signature"] for work in unpack(config["chunk"])["works"]]
+        events = [{"signature": each, "event": "returned", "busy_seconds": 0.0} for each in signatures]
+        searcher.on_trial_result(trial_id, {"events": json.dumps(events), **refusal})
 
     for trial_id in ("1", "2"):
         refuse(trial_id, searcher.suggest(trial_id))
