@@ -1,4 +1,4 @@
-"""Probe of the storage from every node of a cluster, before anything runs there."""
+"""Probe of the storage from every node of a cluster, before anything runs there; later ones: ``late_nodes``."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ from trainables.storage.probe import PROBE, probe_storage, remove_probe
 TIMEOUT_SECONDS = 120.0
 
 
-def probe_nodes(root: Folder) -> None:
-    """Probe the storage from this machine and from every node on which a trial can run.
+def probe_nodes(root: Folder) -> frozenset[str]:
+    """Probe the storage from this machine and from every node on which a trial can run; return the nodes' ids.
 
-    Each node uses the credentials that it has: none are sent to it. A node that joins later is not probed; its first
-    trial says what it could not do.
+    Each node uses the credentials that it has: none are sent to it.
 
     Args:
         root: folder of the ledger.
@@ -33,7 +32,8 @@ def probe_nodes(root: Folder) -> None:
     expected = f"driver-{uuid.uuid4().hex[:8]}"
     (root / PROBE).write(expected, b"")
     refusals: dict[str, str] = {}
-    asking = RayThread(lambda: refusals.update(_ask_nodes(root.uri, expected)), name="probe")
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
+    asking = RayThread(lambda: refusals.update(_ask_nodes(nodes, root.uri, expected)), name="probe")
     try:
         asking.start()
         asking.wait()
@@ -43,13 +43,13 @@ def probe_nodes(root: Folder) -> None:
         (_, said), *others = sorted(refusals.items())
         also = f" The same is true of {len(others)} more: {', '.join(name for name, _ in others)}." if others else ""
         raise StorageError(f"{said.rstrip('.')}.{also}" if also else said)
+    return frozenset(node["NodeID"] for node in nodes)
 
 
-def _ask_nodes(uri: str, expected: str) -> dict[str, str]:
+def _ask_nodes(nodes: list[dict[str, Any]], uri: str, expected: str) -> dict[str, str]:
     """Return node → its error, of those that cannot use the storage."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
     remote = ray.remote(num_cpus=0, max_retries=0)(_probe_here)
     asked: dict[Any, str] = {}
     for node in nodes:
@@ -70,8 +70,9 @@ def _ask_nodes(uri: str, expected: str) -> dict[str, str]:
 
 def _probe_here(uri: str, machine: str, expected: str) -> str | None:
     """Return the error of this node, None if it can use the storage; in a worker of the node."""
+    root = Folder(uri)
     try:
-        probe_storage(Folder(uri), machine, expected=expected)
+        probe_storage(root, machine, finds_driver=lambda: (root / PROBE).exists(expected))
     except StorageError as error:
         return str(error)
     return None

@@ -13,15 +13,16 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from orchestrator.cluster.cluster_size import ClusterSize
-from orchestrator.cluster.connection import tune
+from orchestrator.cluster.connection import ray, tune
+from orchestrator.cluster.late_nodes import RETRY_SECONDS, LateSlot, make_runner
 from orchestrator.cluster.ray_thread import CHECK_SECONDS, RayThread
-from orchestrator.execution.chunk_runner import ChunkRunner, pack, unpack
+from orchestrator.execution.chunk_runner import pack, unpack
 from orchestrator.execution.dispatcher import Dispatcher
 from orchestrator.execution.fork_client import MEMORY_ADVICE
 from orchestrator.execution.resources import Slots, num_slots
@@ -40,15 +41,25 @@ class DispatchSearcher(tune.search.Searcher):  # type: ignore[misc]  # ray is un
         dispatcher: source of chunks and receiver of events.
         count_slots: returns how many trials may run at once, which changes as nodes join and are lost.
         read_error: Tune trial → reason, message and traceback of its error (``Dispatcher.release``).
+        print_line: prints that a node gets no trial.
     """
 
     def __init__(
-        self, dispatcher: Dispatcher, *, count_slots: Callable[[], int], read_error: Callable[[str], dict[str, str]]
+        self,
+        dispatcher: Dispatcher,
+        *,
+        count_slots: Callable[[], int],
+        read_error: Callable[[str], dict[str, str]],
+        print_line: Callable[[str], None],
     ) -> None:
         super().__init__()
         self._dispatcher, self._count_slots, self._read_error = dispatcher, count_slots, read_error
-        #: Tune trials that have a chunk.
+        self._print_line = print_line
+        #: Tune trials that have a slot; of these, those whose node cannot use the storage.
         self._live: set[str] = set()
+        self._refused: set[str] = set()
+        #: Nodes that were named.
+        self._named: set[str] = set()
 
     def set_max_concurrency(self, max_concurrent: int) -> bool:
         """Return True: ``suggest`` limits what runs at once."""
@@ -60,25 +71,32 @@ class DispatchSearcher(tune.search.Searcher):  # type: ignore[misc]  # ray is un
         FINISHED if nothing is left, or all of it waits for joint slots, or for a larger share of a GPU.
         """
         number = self._count_slots()
-        self._dispatcher.set_num_slots(number)
+        self._dispatcher.set_num_slots(max(1, number - len(self._refused)))
         if len(self._live) >= number:
             return None
         chunk = self._dispatcher.next_chunk(trial_id)
         if chunk is None:
-            waits = self._dispatcher.waits_for_joint or self._dispatcher.waits_for_share
-            is_over = self._dispatcher.is_finished or waits
-            return tune.search.Searcher.FINISHED if is_over else None
+            return tune.search.Searcher.FINISHED if _is_over(self._dispatcher) else None
         self._live.add(trial_id)
         signature, report_seconds = chunk["works"][0]["record"]["signature"], max(1.0, number / REPORTS_PER_SECOND)
         return {"chunk": pack({**chunk, "report_seconds": report_seconds}), "signature": signature}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Pass the events of a slot to the dispatcher."""
+        """Pass the events of a slot to the dispatcher; name a node, once, that cannot use the storage."""
         self._dispatcher.report_events(trial_id, json.loads(result.get("events", "[]")))
+        if "refusal" in result:
+            self._refused.add(trial_id)
+            if result["refusing_node"] not in self._named:
+                self._named.add(result["refusing_node"])
+                self._print_line(
+                    f"{result['refusal']}. It joined late; until it can, which is tried every {RETRY_SECONDS:.0f} s, "
+                    "no trial runs there"
+                )
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Pass the last events to the dispatcher, and release the slot."""
         self._live.discard(trial_id)
+        self._refused.discard(trial_id)
         self.on_trial_result(trial_id, result or {})
         self._dispatcher.release(trial_id, error=partial(self._read_error, trial_id) if error else None)
 
@@ -99,9 +117,9 @@ class DispatchSearcher(tune.search.Searcher):  # type: ignore[misc]  # ray is un
 class SlotActor(tune.Trainable):  # type: ignore[misc]
     """Actor around a ``ChunkRunner``. Tune starts it where resources are free, and reuses it for further chunks."""
 
-    def setup(self, config: dict[str, Any]) -> None:
-        """Start the first chunk."""
-        self._runner, self._lock = ChunkRunner(unpack(config["chunk"])), threading.Lock()
+    def setup(self, config: dict[str, Any], probed: Collection[str] | None = None) -> None:
+        """Start the first chunk; a node that is not among ``probed`` tries the storage before (``late_nodes``)."""
+        self._runner, self._lock = make_runner(unpack(config["chunk"]), probed), threading.Lock()
         threading.Thread(target=self._watch, name="orphan", daemon=True).start()
 
     def _watch(self) -> None:
@@ -120,7 +138,10 @@ class SlotActor(tune.Trainable):  # type: ignore[misc]
     def step(self) -> dict[str, Any]:
         """Return the new events, as text, since Tune would flatten nested events into keys of its own."""
         with self._lock:
-            return {"events": json.dumps(self._runner.step()), "done": self._runner.is_done}
+            said = {"events": json.dumps(self._runner.step()), "done": self._runner.is_done}
+            if isinstance(self._runner, LateSlot) and self._runner.refusal is not None:
+                said |= {"refusal": self._runner.refusal, "refusing_node": ray.get_runtime_context().get_node_id()}
+            return said
 
     def cleanup(self) -> None:
         """Kill the running process, if any."""
@@ -141,8 +162,11 @@ class _LossCallback(tune.Callback):  # type: ignore[misc]
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         numbers = self._on_recover(trial.trial_id)
         chunk = unpack(trial.config["chunk"])
+        # What has ended, or was given back, is not run again.
         works = [
-            {**work, "number": numbers.get(work["record"]["signature"], work["number"])} for work in chunk["works"]
+            {**work, "number": numbers[work["record"]["signature"]]}
+            for work in chunk["works"]
+            if work["record"]["signature"] in numbers
         ]
         trial.config["chunk"] = pack({**chunk, "works": works})  # for the next actor, which Tune starts later
 
@@ -159,21 +183,35 @@ class _LossCallback(tune.Callback):  # type: ignore[misc]
         return {}  # as for the searcher: pickled into a file that we never read
 
 
+def _is_over(dispatcher: Dispatcher) -> bool:
+    """Return whether nothing is left for these slots: all is finished, or waits for slots of another kind."""
+    return dispatcher.is_finished or dispatcher.waits_for_joint or dispatcher.waits_for_share
+
+
 class _EventStopper(tune.Stopper):  # type: ignore[misc]
-    def __init__(self, asked: threading.Event) -> None:
-        self._asked = asked
+    def __init__(self, asked: threading.Event, is_over: Callable[[], bool]) -> None:
+        self._asked, self._is_over = asked, is_over
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # as for the searcher: pickled into a file that we never read
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        return False
+        return "refusal" in result and self._is_over()  # a slot without work would never end
 
     def stop_all(self) -> bool:
         return self._asked.is_set()
 
 
-def execute(dispatcher: Dispatcher, *, study: str, slots: Slots, max_retries: int, stop: threading.Event) -> None:
+def execute(
+    dispatcher: Dispatcher,
+    *,
+    study: str,
+    slots: Slots,
+    max_retries: int,
+    stop: threading.Event,
+    probed: Collection[str] | None = None,
+    print_line: Callable[[str], None] = lambda line: None,
+) -> None:
     """Run the dispatcher's chunks until every stage and trial is complete or failed, or soon after ``stop`` is set.
 
     Also ends where all that is left waits for a stage of several processes (``stage_trainer``), or for a larger share
@@ -185,6 +223,8 @@ def execute(dispatcher: Dispatcher, *, study: str, slots: Slots, max_retries: in
         slots: resources of one trial.
         max_retries: how often a lost actor is replaced.
         stop: event that ends running trials; they continue from their last checkpoint in a later run.
+        probed: ids of the nodes that can use the storage, others try it first; None: all can.
+        print_line: prints which node that joined late cannot.
 
     Raises:
         ClusterLostError: the head of the cluster, or the raylet of this machine, is gone.
@@ -193,11 +233,11 @@ def execute(dispatcher: Dispatcher, *, study: str, slots: Slots, max_retries: in
     dispatcher.set_num_slots(size.count())
     dispatcher.expect_tune_slots(may_overlap=slots.max_concurrent is None)
     losses = _LossCallback(dispatcher.record_loss)
-    searcher = DispatchSearcher(dispatcher, count_slots=size.count, read_error=losses.read_error)
+    searcher = DispatchSearcher(dispatcher, count_slots=size.count, read_error=losses.read_error, print_line=print_line)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are in the ledger, and reported as events
     scratch = tempfile.mkdtemp(prefix="robustsweep-tune-")  # Tune needs a folder; nothing in it is read again
     tuner = tune.Tuner(
-        tune.with_resources(SlotActor, {"cpu": slots.cpus, "gpu": slots.gpus}),
+        tune.with_resources(tune.with_parameters(SlotActor, probed=probed), {"cpu": slots.cpus, "gpu": slots.gpus}),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             num_samples=-1,
@@ -208,7 +248,7 @@ def execute(dispatcher: Dispatcher, *, study: str, slots: Slots, max_retries: in
         ),
         run_config=tune.RunConfig(
             name=study,
-            stop=_EventStopper(stop),
+            stop=_EventStopper(stop, lambda: _is_over(dispatcher)),
             callbacks=[losses],
             storage_path=scratch,
             failure_config=tune.FailureConfig(max_failures=max_retries),

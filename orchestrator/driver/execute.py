@@ -230,7 +230,15 @@ def execute_in_ray(
             stage_trainer.execute(dispatcher, child_process.run_request, slots=joint, stop=stop)
         if stop.is_set() or dispatcher.is_finished:
             return
-        tune_executor.execute(dispatcher, study=study.study, slots=slots, max_retries=execution.max_retries, stop=stop)
+        tune_executor.execute(
+            dispatcher,
+            study=study.study,
+            slots=slots,
+            max_retries=execution.max_retries,
+            stop=stop,
+            probed=runtime.probed_nodes,
+            print_line=print_line,
+        )
         if stop.is_set() or not (dispatcher.has_joint or dispatcher.waits_for_share):
             return
         slots = enlarge_share(slots, dispatcher, print_line=print_line)

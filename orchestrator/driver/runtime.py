@@ -47,6 +47,8 @@ class Runtime:
         self._address, self._resources = address, resources
         #: Token in the socket paths of this run's fork servers.
         self.token = uuid.uuid4().hex[:16]
+        #: Nodes of the cluster that can use the storage, None before ``probe_storage`` and on this machine.
+        self.probed_nodes: frozenset[str] | None = None
         self._client: ForkClient | None = None
         self._ray: _RayThread | None = None
 
@@ -138,7 +140,7 @@ class Runtime:
             self.wait_for_ray()
             from orchestrator.cluster.storage_probe import probe_nodes  # imports ray
 
-            probe_nodes(ledger.root)
+            self.probed_nodes = probe_nodes(ledger.root)
         elif not ledger.root.is_local:
             probe_storage(ledger.root, "this machine")
 

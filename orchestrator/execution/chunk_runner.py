@@ -89,8 +89,6 @@ class ChunkRunner:
         self._current: dict[str, Any] | None = None
         self._claim: Claim | None = None
         self._log: AttemptLog | None = None
-        self._folder = guarded(chunk["works"][0]["folder"], chunk["lease"])
-        self._claims = guarded(chunk["works"][0]["claims"], chunk["lease"])
         self._events: list[dict[str, Any]] = []
         self._unread.clear()
         self._tries, self._num_starved, self._is_evaluating = 0, 0, False

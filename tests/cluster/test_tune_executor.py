@@ -49,7 +49,7 @@ def test_the_searcher_hands_out_what_the_desk_has(ledger: Ledger) -> None:
     def read_error(trial_id: str) -> dict[str, str]:
         return {"reason": "crashed", "message": "lost", "traceback": f"what Tune knows of {trial_id}"}
 
-    searcher = DispatchSearcher(dispatcher, count_slots=lambda: 48, read_error=read_error)
+    searcher = DispatchSearcher(dispatcher, count_slots=lambda: 48, read_error=read_error, print_line=print)
 
     config = searcher.suggest("1")
     assert config["signature"] == stage.signature
@@ -78,7 +78,9 @@ def test_the_searcher_fills_a_cluster_that_grows_and_shrinks(ledger: Ledger) -> 
         WorkQueue(trials, complete=(), num_slots=1), ledger=ledger, settings=settings, on_event=handler.handle
     )
     sizes = {"slots": 1}
-    searcher = DispatchSearcher(dispatcher, count_slots=lambda: sizes["slots"], read_error=lambda trial_id: {})
+    searcher = DispatchSearcher(
+        dispatcher, count_slots=lambda: sizes["slots"], read_error=lambda trial_id: {}, print_line=print
+    )
 
     def suggest(*trial_ids: str) -> list[bool]:
         return [searcher.suggest(trial_id) is not None for trial_id in trial_ids]
@@ -91,6 +93,38 @@ def test_the_searcher_fills_a_cluster_that_grows_and_shrinks(ledger: Ledger) -> 
     assert suggest("4") == [False]
     searcher.on_trial_complete("2", error=False)
     assert suggest("4", "5") == [True, False]
+
+
+def test_a_node_that_refuses_is_named_once_and_its_chunk_runs_elsewhere(ledger: Ledger) -> None:
+    trials, handler, said = [make_trial(name) for name in "ab"], RecordingHandler(ledger), list[str]()
+    settings = ChunkSettings(EXECUTION, "token", MODULE, (), 1, 600.0, describe)
+    dispatcher = Dispatcher(
+        WorkQueue(trials, complete=(), num_slots=1), ledger=ledger, settings=settings, on_event=handler.handle
+    )
+    searcher = DispatchSearcher(
+        dispatcher, count_slots=lambda: 3, read_error=lambda trial_id: {}, print_line=said.append
+    )
+    refusal = {"refusal": "the storage s3://b cannot be used from the node n", "refusing_node": "n1"}
+
+    def refuse(trial_id: str, config: dict[str, Any]) -> None:
+        signatures = [work["record"]["signature"] for work in unpack(config["chunk"])["works"]]
+        events = [{"signature": each, "event": "returned", "busy_seconds": 0.0} for each in signatures]
+        searcher.on_trial_result(trial_id, {"events": json.dumps(events), **refusal})
+
+    for trial_id in ("1", "2"):
+        refuse(trial_id, searcher.suggest(trial_id))
+    assert said == [
+        "the storage s3://b cannot be used from the node n. It joined late; until it can, which is tried every 60 s, "
+        "no trial runs there"
+    ]
+    assert dispatcher.record_loss("1") == {}  # an actor that takes its place has nothing to run
+    again = searcher.suggest("3")
+    assert again["signature"] in {trial.signature for trial in trials}
+    assert dispatcher.num_slots == 1
+    assert searcher.suggest("4") is None  # two slots of three are taken by the node that refuses
+    searcher.on_trial_complete("1")
+    assert searcher.suggest("4")["signature"] == ({trial.signature for trial in trials} - {again["signature"]}).pop()
+    assert handler.ends() == {}
 
 
 # ------------------------------------------------------------------ a real Ray

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -186,6 +187,86 @@ def test_a_node_without_access_to_the_storage_is_named_before_anything_runs(
     assert said.startswith(f"refused: the storage {storage} cannot be used from the node "), said
     assert "tried to find what the driver has written: could not look for s3://" in said
     assert SECRET not in said
+
+
+#: Runs trials on a cluster until a node has been refused, and some more; prints how they ended, and their slots' pids.
+RUN_UNTIL_REFUSED = """
+import json, sys, threading, uuid
+from orchestrator.cluster import connection, tune_executor
+from orchestrator.cluster.storage_probe import probe_nodes
+from orchestrator.execution.chunk_settings import ChunkSettings
+from orchestrator.execution.dispatcher import Dispatcher
+from orchestrator.execution.resources import Slots
+from orchestrator.execution.work_queue import WorkQueue
+from orchestrator.ledger.lease import Lease
+from orchestrator.ledger.ledger import Ledger
+from tests.support.plans import make_trial
+from tests.support.recording_handler import EXECUTION, RecordingHandler, describe
+from tests.support.scripted_fork_server import MODULE
+
+ledger, said, works = Ledger(sys.argv[2], "s"), [], []
+
+def add(number):
+    works.extend(make_trial(f"nap {len(works) + each}") for each in range(number))
+    return works[-number:]
+
+def find_more():
+    if len(works) >= 1000 or find_more.is_last:
+        return []
+    find_more.is_last = bool(said)
+    return add(4 if said else 1)
+
+find_more.is_last = False
+
+def say(line):
+    said.append(line)
+    print("said:", line, flush=True)
+
+connection.connect(sys.argv[1])
+probed = probe_nodes(ledger.root)
+print("ready", flush=True)
+with Lease(ledger) as lease:
+    handler = RecordingHandler(ledger)
+    settings = ChunkSettings(EXECUTION, uuid.uuid4().hex[:8], MODULE, (), 0, 600.0, describe, lease.ticket)
+    dispatcher = Dispatcher(WorkQueue(add(4), complete=(), num_slots=1), ledger=ledger, settings=settings,
+                            on_event=handler.handle, find_more=find_more)
+    tune_executor.execute(dispatcher, study="s", slots=Slots(1.0, 0.0, None), max_retries=0, stop=threading.Event(),
+                          probed=probed, print_line=say)
+results = [ledger.read("trial", work.signature).result for work in works]
+print(json.dumps({"ends": handler.ends(), "slots": [result["slot"] for result in results], "works": len(works)}))
+"""
+
+
+@pytest.mark.long
+@pytest.mark.timeout(400)
+def test_a_node_that_joins_late_without_access_gets_no_trial_and_is_named_once(
+    store: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.support.ray_clusters import running_cluster
+
+    for name, value in store.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))  # of the nodes, which run acted trials
+    storage, theirs = f"s3://{BUCKET}/{tmp_path.name}", set[int]()
+    with running_cluster(uuid.uuid4().hex, num_workers=1) as machines:
+        words = [sys.executable, "-c", RUN_UNTIL_REFUSED, machines.address, storage]
+        with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as driver:
+            assert driver.stdout is not None
+            assert driver.stdout.readline() == "ready\n", driver.communicate()
+            monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+            late = machines.add_worker(num_cpus=2)
+            while driver.poll() is None:
+                theirs |= late.processes().keys()
+                time.sleep(0.2)
+            *said, last = driver.stdout.read().splitlines()
+    assert len(said) == 1, said
+    assert said[0].startswith(f"said: the storage {storage}/s cannot be used from the node "), said
+    assert said[0].endswith("until it can, which is tried every 60 s, no trial runs there")
+    end = json.loads(last)
+    assert set(end["ends"].values()) == {"complete"}
+    assert len(end["ends"]) == end["works"]
+    assert not theirs & set(end["slots"])
+    assert SECRET not in said[0]
 
 
 # ------------------------------------------------------------------------------------------------ the lease

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from trainables.errors import StorageError
+from trainables.storage import s3_names
 
 T = TypeVar("T")
 
@@ -189,5 +190,9 @@ def lists_by_beginning(fs: Any) -> bool:
 def find_below(fs: Any, uri: str, beginning: str) -> list[str]:
     """Return the names of all files at any depth below ``uri``, relative to it, that have this beginning."""
     root = str(fs._strip_protocol(uri)).rstrip("/") + "/"
+    if protocols(fs) & _S3:
+        bucket, key, _ = fs.split_path(root.rstrip("/"))
+        above = f"{key}/" if key else ""
+        return [key[len(above) :] for key in s3_names.find_names(fs, bucket, above + beginning)]
     paths = fs.find(uri, **({"prefix": beginning} if beginning else {}))
     return [str(path)[len(root) :] for path in paths if str(path).startswith(root)]

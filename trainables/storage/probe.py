@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 
 from trainables.errors import StorageError
@@ -14,13 +15,13 @@ from trainables.storage.folder import Folder
 PROBE = ".probe"
 
 
-def probe_storage(root: Folder, machine: str, *, expected: str | None = None) -> None:
+def probe_storage(root: Folder, machine: str, *, finds_driver: Callable[[], bool] | None = None) -> None:
     """Write, read back, overwrite conditionally and remove an object below ``<root>/.probe``, as a trial does.
 
     Args:
         root: folder of a ledger.
         machine: name of this machine, for the folder and for the error.
-        expected: name of a file below ``.probe`` that another machine has written and this one has to find.
+        finds_driver: returns whether this machine sees what the driver has written; None: it is the driver's.
 
     Raises:
         StorageError: this machine cannot do one of that; the message names the machine, the step and the error.
@@ -28,7 +29,7 @@ def probe_storage(root: Folder, machine: str, *, expected: str | None = None) ->
     folder = root / PROBE / f"{''.join(filter(str.isalnum, machine))}-{uuid.uuid4().hex[:8]}"
     step = "find what the driver has written"
     try:
-        if expected is not None and not (root / PROBE).exists(expected):
+        if finds_driver is not None and not finds_driver():
             raise StorageError("there is nothing. Is this storage shared by all machines, mounted at the same place?")
         step = "write a claim"
         claims = folder / "claims"
@@ -47,7 +48,7 @@ def probe_storage(root: Folder, machine: str, *, expected: str | None = None) ->
     except StorageError as error:
         raise StorageError(
             f"the storage {root.uri} cannot be used from {machine}: tried to {step}: {error}. Give that machine access "
-            "(credentials or a role of its own, the mount, permissions) or take it out of the cluster, and run again"
+            "(credentials or a role of its own, the mount, permissions) or take it out of the cluster"
         ) from error
 
 
