@@ -5,9 +5,11 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import sqlite3
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -134,6 +136,19 @@ def test_places_that_are_used() -> None:
 def test_files_of_a_run_lie_in_its_experiment(place: str) -> None:
     with pytest.raises(RefusedError, match="outside of those of its experiment"):
         check_place("sqlite:////a/mlflow.db", place, within="file:///a")
+
+
+def test_the_store_of_a_hostile_ledger_leads_nowhere(ledger: Ledger, tmp_path: Path) -> None:
+    database, target = Path(ledger.root.uri, "mlflow.db"), tmp_path / "target"
+    sync(ledger, f"sqlite:///{database}")
+    with closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute("UPDATE runs SET artifact_uri = ?", [target.as_uri()])
+        connection.execute("DELETE FROM tags WHERE key = 'robustsweep.shipped'")
+    tracker = Tracker(f"sqlite:///{database}", ledger, about=ledger.read_plan())
+    tracker.open(query_all=True)
+    with pytest.raises(RefusedError, match="outside of those of its experiment"):
+        tracker.ship(ledger.read("trial", "t1"))
+    assert not target.exists()
 
 
 def test_names_of_files_lead_nowhere(server: HostileMlflow, tmp_path: Path) -> None:
