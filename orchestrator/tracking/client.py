@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -78,6 +78,7 @@ __all__ = [
     "find_run",
     "find_study",
     "find_version",
+    "follow_pages",
     "log_batch",
     "open_place",
     "require_access",
@@ -87,6 +88,7 @@ __all__ = [
 ]  # fmt: skip
 
 _RUNS_PER_PAGE = 200  # with a thousand metrics each, 30 MB
+_MAX_PAGES = 5000  # a million runs
 _REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
 _DENIALS = {"UNAUTHENTICATED": 401, "CUSTOMER_UNAUTHORIZED": 401, "PERMISSION_DENIED": 403}
 #: Of Python's ssl, for a certificate that nobody vouches for whom this machine knows.
@@ -227,13 +229,27 @@ def _has_report(tracking_uri: str, artifact_uri: str) -> bool:
 
 def search_runs(client: Any, experiment_id: str, what: str = "", view: int = ViewType.ACTIVE_ONLY) -> Iterator[Any]:
     """Yield the runs of an experiment that match MLflow's filter ``what``, page by page."""
+    return follow_pages(
+        lambda token: client.search_runs([experiment_id], what, view, max_results=_RUNS_PER_PAGE, page_token=token)
+    )
+
+
+def follow_pages(ask: Callable[[str | None], Any]) -> Iterator[Any]:
+    """Yield what is on the pages that ``ask`` returns, given the token of the one before; they have an end.
+
+    Raises:
+        TrackingError: there are more than ``_MAX_PAGES``.
+    """
     token = None
-    while True:
-        page = client.search_runs([experiment_id], what, view, max_results=_RUNS_PER_PAGE, page_token=token)
+    for _ in range(_MAX_PAGES):
+        page = ask(token)
         yield from page
         token = page.token
         if not token:
             return
+    raise TrackingError(
+        f"MLflow has answered with {_MAX_PAGES} pages and says that there are more; nothing was changed"
+    )
 
 
 def open_place(tracking_uri: str, artifact_uri: str, *, within: str | None = None) -> Any:

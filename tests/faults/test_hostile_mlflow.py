@@ -279,6 +279,15 @@ def test_an_answer_has_an_end(
         Tracker(server.url, ledger, about=ledger.read_plan()).open()
 
 
+def test_pages_have_an_end(server: HostileMlflow, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.tracking.client._MAX_PAGES", 7)
+    server.twist = lambda endpoint, answer: (
+        {"runs": [], "next_page_token": "more"} if endpoint == "runs/search" else answer
+    )
+    with pytest.raises(TrackingError, match="7 pages"):
+        Tracker(server.url, ledger, about=ledger.read_plan()).open()
+
+
 def test_a_long_message_is_cut_before_it_is_searched(server: HostileMlflow) -> None:
     message = b'{"error_code": "INTERNAL_ERROR", "message": "' + b"token" * 2**21 + b'"}'
     server.intrude = lambda request: reply(request, 500, message)

@@ -10,19 +10,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from orchestrator.tracking.client import open_place
+from orchestrator.tracking.client import follow_pages, open_place
 from orchestrator.tracking.guard.places import check_identifier
 
 
 def find_versions(client: Any, name: str) -> Iterator[Any]:
     """Yield the versions of a registered model, newest first, page by page; nothing if there is no such model."""
-    token = None
-    while True:
-        page = client.search_model_versions(f"name = '{name}'", order_by=["version_number DESC"], page_token=token)
-        yield from page
-        token = page.token
-        if not token:
-            return
+    what, order = f"name = '{name}'", ["version_number DESC"]
+    return follow_pages(lambda token: client.search_model_versions(what, order_by=order, page_token=token))
 
 
 def _import_flavour() -> Any:
