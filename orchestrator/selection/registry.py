@@ -176,17 +176,22 @@ def _find_registered(client: Any, name: str, tags: dict[str, str], files: Path) 
 def _has_network(client: Any, name: str, version: str, files: Path) -> bool:
     """Return whether the registry's copy of the network is the same as the one in ``files``."""
     with TemporaryDirectory() as place:
-        stored = download_file(client, name, version, _NETWORK, Path(place))
-        return _read_members(stored) == _read_members(files / _NETWORK)
+        return _is_same(download_file(client, name, version, _NETWORK, Path(place)), files / _NETWORK)
 
 
-def _read_members(archive: Path) -> dict[str, bytes] | None:
-    """Return the content of a ``.pt2`` (a zip file, whose own bytes hold times); None if it is damaged."""
+def _is_same(stored: Path, own: Path) -> bool:
+    """Return whether two ``.pt2`` files hold the same; they are zip files without compression that name their time."""
     try:
-        with ZipFile(archive) as members:
-            return {name: members.read(name) for name in members.namelist()}
-    except (BadZipFile, NotImplementedError, EOFError):
-        return None
+        with ZipFile(stored) as found, ZipFile(own) as expected:
+            lists = [
+                [(member.filename, member.file_size, member.compress_type) for member in archive.infolist()]
+                for archive in (found, expected)
+            ]  # sizes first: what would unpack to more is not read
+            if lists[0] != lists[1]:
+                return False
+            return all(found.read(name) == expected.read(name) for name in expected.namelist())
+    except (BadZipFile, RuntimeError, EOFError):  # RuntimeError: encrypted
+        return False
 
 
 def _create(

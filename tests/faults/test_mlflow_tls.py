@@ -9,6 +9,7 @@ import signal
 import socket
 import ssl
 import subprocess
+import urllib.error
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,8 @@ class Proxy:
     #: Port of the server that sends everybody to TLS.
     plain_port: int
     folder: Path
+    #: MLflow's own address, which nobody but nginx uses.
+    behind: str
 
     @property
     def url(self) -> str:
@@ -99,11 +102,11 @@ def adapt_document(proxy: Proxy, mlflow_port: int) -> str:
 
 @pytest.fixture(scope="module")
 def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
-    proxy = Proxy(*find_ports(), tmp_path_factory.mktemp("nginx"))
-    make_certificate(proxy.folder)
-    folder = tmp_path_factory.mktemp("server")
-    options = (*OPTIONS, "--allowed-hosts", f"localhost:{proxy.port}")
+    (port, plain_port), folder = find_ports(), tmp_path_factory.mktemp("server")
+    options = (*OPTIONS, "--allowed-hosts", f"localhost:{port}")
     server = Server(folder, num_workers=2, options=options, variables=write_settings(folder))
+    proxy = Proxy(port, plain_port, tmp_path_factory.mktemp("nginx"), server.url)
+    make_certificate(proxy.folder)
     assert NGINX is not None
     try:
         server.start()
@@ -170,3 +173,10 @@ def test_the_address_without_tls_is_refused_with_the_right_one(
     assert "it redirects to https://localhost" in " ".join(sent_on.stderr.split())
     assert "Traceback" not in sent_on.stderr
     check_secret(tmp_path, sent_on.stdout + sent_on.stderr)
+
+
+def test_the_server_itself_answers_for_the_named_host_only(proxy: Proxy) -> None:
+    with pytest.raises(urllib.error.HTTPError) as error:
+        create_user(proxy.behind, "nobody", "nobody-password")
+    with error.value:
+        assert (error.value.code, b"Invalid Host header" in error.value.read()) == (403, True)
