@@ -72,12 +72,11 @@ def run(
     Raises:
         RobustSweepError: the request is wrong, or the infrastructure failed. What is complete stays so.
     """
-    from rich.console import Console
-
     from orchestrator.cli.select import register_if_asked
     from orchestrator.driver.run import run_study
+    from orchestrator.driver.terminal.console import PrintableConsole
 
-    root, console = storage or study.execution.storage, console or Console()
+    root, console = storage or study.execution.storage, console or PrintableConsole()
     summary = run_study(study, storage=root, mlflow=mlflow, address=address, console=console, retry_failed=retry_failed)
     register_if_asked(study, summary, storage=root, mlflow=mlflow, console=console)
     return summary

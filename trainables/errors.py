@@ -23,6 +23,32 @@ Each message states what was attempted, what was found, what was expected and wh
 from __future__ import annotations
 
 import re
+import unicodedata
+
+#: Largest number of characters that are quoted of what another program has answered, and of those looked at for it.
+MAX_QUOTED, _MAX_READ = 500, 4000
+_UNUSUAL = re.compile(r"[^\n\t -~]")
+
+
+def make_printable(text: str) -> str:
+    """Return ``text`` with characters that would steer a terminal written as escapes, as in ``\\x1b``.
+
+    New lines and tabs stay. Escaped are control and format characters (those that turn the direction of writing, too),
+    line separators, and what is no character.
+    """
+    return _UNUSUAL.sub(_escape, text)
+
+
+def _escape(found: re.Match[str]) -> str:
+    character = found[0]
+    is_shown = character.isprintable() or unicodedata.category(character) == "Zs"
+    return character if is_shown else character.encode("unicode_escape").decode("ascii")
+
+
+def quote_first_line(text: str) -> str:
+    """Return the first line of what another program has answered, cut, printable and without passwords."""
+    line = text[:_MAX_READ].strip().split("\n", 1)[0]  # cut first: searching megabytes for passwords takes long
+    return make_printable(redact(line)[:MAX_QUOTED])
 
 
 def redact(text: str) -> str:
@@ -32,10 +58,13 @@ def redact(text: str) -> str:
 
 
 class RobustSweepError(Exception):
-    """Base class of all deliberate errors. Messages can be shown to the user as they are: passwords are removed."""
+    """Base class of all deliberate errors.
+
+    Messages can be shown to the user as they are: passwords are removed, and nothing in them steers a terminal.
+    """
 
     def __init__(self, message: str) -> None:
-        super().__init__(redact(message))
+        super().__init__(make_printable(redact(message)))
 
 
 class ConfigError(RobustSweepError):

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from orchestrator.cli.options import Metric, Storage
+from orchestrator.driver.terminal.echo import echo
 from trainables.errors import StudyError
 
 
@@ -46,10 +47,10 @@ def compare(
         loaded = open_study(what, storage=storage)
         root = storage or loaded.execution.storage
         for line in describe_differences(loaded, storage=root):
-            typer.echo(f"{loaded.study}: {line}", err=True)
+            echo(f"{loaded.study}: {line}", err=True)
         ledgers.append(Ledger(root, loaded.study))
     for path in write_comparison(compare_studies(ledgers, metric=metric, named=named, data_set=data_set), out):
-        typer.echo(path)
+        echo(path)
 
 
 def _split(pair: str) -> tuple[str, str]:
@@ -84,6 +85,6 @@ def stats(
     # Written first: a reader of the output that goes away (| head) must not cost the files.
     paths = write_tables(tables, out) if out is not None else []
     for table in [table for table in tables if not table.is_long]:
-        typer.echo(f"## {table.name}\n\n{table.markdown()}")
+        echo(f"## {table.name}\n\n{table.markdown()}")
     for path in paths:
-        typer.echo(path)
+        echo(path)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.cli.options import Overrides, StudyFile, VerifyData
+from orchestrator.driver.terminal.echo import echo
 from trainables.errors import StorageError, StudyError
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def check(
     from orchestrator.study.study_file import load_study
 
     loaded = load_study(study, overrides or ())
-    check_data(loaded, out or Path(f"{loaded.study}-similar.png"), write_line=typer.echo, verify=verify_data)
+    check_data(loaded, out or Path(f"{loaded.study}-similar.png"), write_line=echo, verify=verify_data)
 
 
 def check_data(study: Study, path: Path, *, write_line: Callable[[str], None], verify: bool = False) -> None:

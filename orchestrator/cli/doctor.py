@@ -6,10 +6,10 @@ import os
 import platform
 import shutil
 import socket
+import ssl
 import sys
 import tempfile
 import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from orchestrator.tracking.addresses import DENIALS, DeniedError, strip_credentials
-from orchestrator.tracking.server import check_access
+from orchestrator.tracking.addresses import DENIALS, TrackingError, strip_credentials
+from orchestrator.tracking.server import check_access, open_here
 from trainables.cpus import count_cpus
 from trainables.errors import ConfigError, StorageError, redact
 from trainables.storage.folder import Folder
@@ -104,13 +104,19 @@ def _examine_servers(mlflow: str | None, address: str | None) -> Iterator[Findin
 def _ask(uri: str) -> Finding:
     try:
         try:
-            urllib.request.urlopen(f"{strip_credentials(uri)}/health", timeout=_TIMEOUT_SECONDS).close()
+            open_here(f"{strip_credentials(uri)}/health", timeout_seconds=_TIMEOUT_SECONDS).close()
         except urllib.error.HTTPError as error:
             error.close()
             if error.code not in DENIALS:
                 raise
+        except urllib.error.URLError as error:
+            if not isinstance(error.reason, ssl.SSLError):
+                raise
+            from orchestrator.tracking.client import require_access  # importing it imports MLflow: 2 s
+
+            require_access(uri, "/health")  # MLflow's settings may name another authority
         check_access(uri)
-    except DeniedError as error:
+    except TrackingError as error:
         return Finding("MLflow", False, str(error))
     except (urllib.error.URLError, OSError, ValueError) as error:
         return Finding("MLflow", False, redact(f"{uri} does not answer: {error}"))

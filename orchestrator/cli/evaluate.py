@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.cli.options import Mlflow, Overrides, Storage
+from orchestrator.driver.terminal.echo import echo
 from trainables.errors import StudyError, redact
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def _evaluate_folder(exported: str, images: NewImages, *, out: str | None) -> No
     folder = None if out is None else Folder(out)
     done = evaluate_exported(Folder(exported), images, out=folder, cache_dir=cache_dir)
     for line in (*tell_models(done), *(f"written: {done.folder.uri}/{each}" for each in (MODELS, CASES))):
-        typer.echo(line)
+        echo(line)
 
 
 def _evaluate_on(loaded: Study, ledger: Ledger, images: NewImages, *, out: str | None, uri: str) -> None:
@@ -125,9 +126,9 @@ def _evaluate_on(loaded: Study, ledger: Ledger, images: NewImages, *, out: str |
                 cache_dir=cache_dir,
                 on_trial=lambda number, total: progress.update(task, completed=number, total=total),
             )
-        typer.echo(f"{done.num_new} trials evaluated, {len(done.models)} are complete")
+        echo(f"{done.num_new} trials evaluated, {len(done.models)} are complete")
         for line in (*tell_models(done), *(f"written: {done.folder.uri}/{each}" for each in (MODELS, CASES))):
-            typer.echo(line)
+            echo(line)
         _report_and_ship(loaded, ledger, uri=uri)
 
 
@@ -154,10 +155,10 @@ def _add_scores(loaded: Study, ledger: Ledger, scores: str | None, *, uri: str) 
             )
         changed = {each.signature for each in (*done, *viewed) if each.is_new}
         done += viewed
-        typer.echo(f"{len(changed)} trials evaluated, {len({each.signature for each in done})} are complete")
+        echo(f"{len(changed)} trials evaluated, {len({each.signature for each in done})} are complete")
         reasons = Counter(f"{name}: {why}" for each in done for name, why in each.undefined.items())
         for reason, number in reasons.items():
-            typer.echo(f"without {reason} ({number} trials)")
+            echo(f"without {reason} ({number} trials)")
         _report_and_ship(loaded, ledger, uri=uri)
 
 
@@ -168,5 +169,5 @@ def _report_and_ship(loaded: Study, ledger: Ledger, *, uri: str) -> None:
 
     report = write_report(ledger, cache_dir=loaded.execution.cache_dir.expanduser())
     shipped = sync(ledger, uri)
-    typer.echo(f"{shipped.shipped} records shipped to {redact(uri)}, {shipped.skipped} were there already")
-    typer.echo(report.html)
+    echo(f"{shipped.shipped} records shipped to {redact(uri)}, {shipped.skipped} were there already")
+    echo(report.html)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.cli.options import Mlflow, Overrides, Storage, StudyOrName
+from orchestrator.driver.terminal.echo import echo
 from trainables.errors import redact
 
 #: Name of the page among the files of the study's run in MLflow.
@@ -55,7 +56,7 @@ def explore(  # noqa: PLR0913 - the options of a command are its arguments
     loaded = open_study(study, storage=storage, overrides=overrides or ())
     root = storage or loaded.execution.storage
     for line in describe_differences(loaded, storage=root):
-        typer.echo(line, err=True)
+        echo(line, err=True)
     cache_dir = Path(loaded.execution.cache_dir).expanduser()
     explored = ExploredStudy(Ledger(root, loaded.study), cache_dir)
     try:
@@ -71,15 +72,15 @@ def explore(  # noqa: PLR0913 - the options of a command are its arguments
             explored.prepare_now(number)
         with serve(explored, host=host, port=port) as served:
             url = served.url if trial is None else f"{served.url}#t={number}"
-            typer.echo(f"explorer {url}")
-            typer.echo("Ctrl-C stops it")
+            echo(f"explorer {url}")
+            echo("Ctrl-C stops it")
             sys.stdout.flush()
             if browser:
                 open_page(url)
             signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM must stop the server, too
             served.wait()
     except KeyboardInterrupt:
-        typer.echo("stopped")
+        echo("stopped")
     finally:
         explored.close()
 
@@ -104,15 +105,15 @@ def _log(explored: ExploredStudy, number: int, *, flag: str | None, study_value:
     with tempfile.TemporaryDirectory(prefix="robustsweep-") as folder:
         written = export_page(explored, number, Path(folder) / EXPLORER)
         attach_page(uri, ledger.study, EXPLORER, Path(written.path).read_text(encoding="utf-8"))
-    typer.echo(f"{EXPLORER} ({written.num_bytes / 1e6:.1f} MB) is attached to the study's run in {redact(uri)}")
+    echo(f"{EXPLORER} ({written.num_bytes / 1e6:.1f} MB) is attached to the study's run in {redact(uri)}")
     if written.left_out is not None:
-        typer.echo(written.left_out)
+        echo(written.left_out)
 
 
 def _export(explored: ExploredStudy, number: int, path: Path) -> None:
     from orchestrator.explorer.export import export_page
 
     written = export_page(explored, number, path)
-    typer.echo(f"{written.path} ({written.num_bytes / 1e6:.1f} MB)")
+    echo(f"{written.path} ({written.num_bytes / 1e6:.1f} MB)")
     if written.left_out is not None:
-        typer.echo(written.left_out)
+        echo(written.left_out)

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from orchestrator.driver.terminal.echo import echo
+
 
 def init(
     source: Annotated[
@@ -29,15 +31,13 @@ def init(
     execution = ExecutionConfig()
     cache_dir = execution.cache_dir.expanduser()
     has_gpu = count_gpus(execution) > 0
-    typer.echo(f"reading {source}")
+    echo(f"reading {source}")
     written = write_study(source, out, minutes=minutes, cache_dir=cache_dir, has_gpu=has_gpu)
-    typer.echo(
-        f"wrote    {written.path}: {written.num_trials} trials, about {max(written.seconds / 60, 1):.0f} min here"
-    )
+    echo(f"wrote    {written.path}: {written.num_trials} trials, about {max(written.seconds / 60, 1):.0f} min here")
     if written.seconds > 60 * minutes * 1.05:
-        typer.echo(f"         that is more than {minutes:g} min: fewer arms, replicates or pixels take less")
-    typer.echo(f"plan     robustsweep plan {written.path}")
-    typer.echo(f"run      robustsweep run {written.path}")
+        echo(f"         that is more than {minutes:g} min: fewer arms, replicates or pixels take less")
+    echo(f"plan     robustsweep plan {written.path}")
+    echo(f"run      robustsweep run {written.path}")
 
 
 def examples(
@@ -48,11 +48,11 @@ def examples(
     from orchestrator.templates.examples import copy_examples
 
     for path in copy_examples(folder, overwrite=force):
-        typer.echo(f"robustsweep run {path}")
+        echo(f"robustsweep run {path}")
 
 
 def schema() -> None:
     """Print the JSON schema of a study file, for editors."""
     from orchestrator.study.schema import study_schema
 
-    typer.echo(json.dumps(study_schema(), indent=1))
+    echo(json.dumps(study_schema(), indent=1))

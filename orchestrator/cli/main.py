@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import shlex
 import signal
@@ -54,6 +55,7 @@ from orchestrator.cluster.exit_codes import (
     STOPPED,
     WRONG_REQUEST,
 )
+from orchestrator.driver.terminal.echo import PrintableFormatter, echo
 from trainables.errors import (
     ClusterLostError,
     InfrastructureError,
@@ -85,7 +87,7 @@ def _print_version(asked: bool) -> None:
     if asked:
         from importlib import metadata
 
-        typer.echo(f"robustsweep {metadata.version('robustsweep')}")
+        echo(f"robustsweep {metadata.version('robustsweep')}")
         raise typer.Exit
 
 
@@ -115,7 +117,7 @@ def run(  # noqa: PLR0913 - the options of a command are its arguments
 ) -> None:
     """Run open stages and trials, resume interrupted ones and write the report. Run it again after any interruption."""
     from orchestrator.driver.shards.run import choose_run
-    from orchestrator.driver.terminal.announce import Terminal
+    from orchestrator.driver.terminal.console import Terminal
 
     _stop_at_sigterm()
     loaded = _load(study, overrides)
@@ -139,12 +141,12 @@ def run(  # noqa: PLR0913 - the options of a command are its arguments
         _print(console, f"stopped; go on with: {again}")
         _exit_without_cleanup(STOPPED if isinstance(interrupt, TerminatedError) else INCOMPLETE)
     except ClusterLostError as error:
-        typer.echo(f"error: {error}", err=True)
+        echo(f"error: {error}", err=True)
         _print(console, f"go on with{', or with the --address of another head' * bool(address)}: {again}")
         _exit_without_cleanup(INFRASTRUCTURE)
     register_if_asked(loaded, summary, storage=_storage(loaded, storage), mlflow=mlflow, console=console)
     if as_json:
-        typer.echo(json.dumps(vars(summary)))
+        echo(json.dumps(vars(summary)))
     if summary.unshipped:
         later = _command("sync", study, flags)
         _print(console, f"{summary.unshipped} records are not shipped to MLflow yet; once it can be reached: {later}")
@@ -177,7 +179,7 @@ def plan(
         render_plan(prepared, _console())  # at once: a pilot takes its time
     costs = estimate(prepared, allow_pilot=pilot)
     if as_json:
-        typer.echo(json.dumps(describe_plan(prepared, costs)))
+        echo(json.dumps(describe_plan(prepared, costs)))
     else:
         render_estimate(prepared, costs, _console())
 
@@ -205,7 +207,7 @@ def report(
     images = write_figures(ledger.root, figures.value) if figures is not None else []
     images += [write_checklist(ledger, name) for name in dict.fromkeys(checklists or ())]
     for where in (written.html, *written.csv, *images):
-        typer.echo(where)
+        echo(where)
 
 
 for command in (
@@ -246,7 +248,7 @@ def ui(
     uri = resolve_tracking_uri(ledger, flag=mlflow, study_value=loaded.execution.mlflow)
     with serve_ui(uri, loaded.study, port=port) as server:
         for line in server.links.describe():
-            typer.echo(line)
+            echo(line)
         sys.stdout.flush()
         if browser:
             open_page(server.links.by_arm)
@@ -254,7 +256,7 @@ def ui(
         try:
             server.wait()
         except KeyboardInterrupt:
-            typer.echo("stopped")
+            echo("stopped")
 
 
 @app.command()
@@ -270,7 +272,7 @@ def sync(study: StudyOrName, storage: Storage = None, mlflow: Mlflow = None, ove
     uri = resolve_tracking_uri(ledger, flag=mlflow, study_value=loaded.execution.mlflow)
     with Lease(ledger):
         result = sync_ledger(ledger, uri)
-    typer.echo(f"{result.shipped} records shipped to {redact(uri)}, {result.skipped} were there already")
+    echo(f"{result.shipped} records shipped to {redact(uri)}, {result.skipped} were there already")
 
 
 @app.command()
@@ -284,8 +286,8 @@ def trial(
     from orchestrator.cli.trial import run_single
 
     loaded = _load(study, overrides)
-    folder = run_single(loaded, signature, storage=_storage(loaded, storage), echo=typer.echo)
-    typer.echo(f"complete: {folder}")
+    folder = run_single(loaded, signature, storage=_storage(loaded, storage), echo=echo)
+    echo(f"complete: {folder}")
 
 
 @app.command()
@@ -306,7 +308,7 @@ def doctor(
         address = address or execution.address
     findings = examine(storage=storage or "results", mlflow=mlflow, address=address)
     if as_json:
-        typer.echo(json.dumps([vars(finding) for finding in findings]))
+        echo(json.dumps([vars(finding) for finding in findings]))
     else:
         render_findings(findings, _console())
     raise typer.Exit(COMPLETE if all(finding.ok for finding in findings) else INFRASTRUCTURE)
@@ -344,7 +346,7 @@ def _warn_of_differences(study: Study, storage: str | None) -> None:
     from orchestrator.cli.lookup import describe_differences
 
     for line in describe_differences(study, storage=_storage(study, storage)):
-        typer.echo(line, err=True)
+        echo(line, err=True)
 
 
 def _storage(study: Study, flag: str | None) -> str:
@@ -365,9 +367,9 @@ def _print(console: Console, text: str) -> None:
 
 
 def _console() -> Console:
-    from rich.console import Console
+    from orchestrator.driver.terminal.console import PrintableConsole
 
-    return Console()
+    return PrintableConsole()
 
 
 def main() -> Any:
@@ -375,11 +377,13 @@ def main() -> Any:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal or file in ASCII or cp1252 gets "?", and no traceback
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(PrintableFormatter())
     try:
         return app()
     except (StorageError, InfrastructureError) as error:
-        typer.echo(f"error: {error}", err=True)
+        echo(f"error: {error}", err=True)
         sys.exit(INFRASTRUCTURE)
     except RobustSweepError as error:
-        typer.echo(f"error: {error}", err=True)
+        echo(f"error: {error}", err=True)
         sys.exit(WRONG_REQUEST)

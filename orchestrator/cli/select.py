@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.cli.options import AsJson, Mlflow, Overrides, Storage, StudyOrName
+from orchestrator.driver.terminal.echo import echo
 from trainables.errors import RobustSweepError, StudyError
 
 if TYPE_CHECKING:
@@ -69,17 +70,17 @@ def select(  # noqa: PLR0913 - the options of a command are its arguments
         raise StudyError("--alias names a version in MLflow's model registry; give the model's name with --register")
     loaded = open_study(study, storage=storage, overrides=overrides or ())
     for line in describe_differences(loaded, storage=storage or loaded.execution.storage):
-        typer.echo(line, err=True)
+        echo(line, err=True)
     criteria = SelectionCriteria(by, rule.value, oracle, replicate, incomplete)
     done = select_model(
         loaded,
         SelectOptions(criteria, out, onnx, register, alias, data_set),
         storage=storage or loaded.execution.storage,
         mlflow=mlflow,
-        write_line=(lambda line: typer.echo(line, err=True)) if as_json else typer.echo,
+        write_line=(lambda line: echo(line, err=True)) if as_json else echo,
     )
     if as_json:
-        typer.echo(json.dumps(done))
+        echo(json.dumps(done))
 
 
 def register_if_asked(study: Study, summary: Summary, *, storage: str, mlflow: str | None, console: Console) -> None:

@@ -121,9 +121,9 @@ def render_status(
     for name, count in counts.items():
         console.print(f"{name.replace('_', ' '):<{width}} {count}", highlight=False)
     if budget_status is not None:
-        console.print(f"{'budget':<12} {budget_status.describe()}", highlight=False)
+        console.print(f"{'budget':<12} {budget_status.describe()}", highlight=False, markup=False)
     for driver in drivers:
         runs = f"{describe(driver)}, runs {driver['running']}"
-        console.print(f"{'driver':<12} {driver['shard']}  {runs}", highlight=False, soft_wrap=True)
+        console.print(f"{'driver':<12} {driver['shard']}  {runs}", highlight=False, markup=False, soft_wrap=True)
     if is_out_of_budget(counts, budget_status):
         console.print("the budget is spent: raise execution.budget and run again", highlight=False)

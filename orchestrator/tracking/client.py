@@ -1,4 +1,4 @@
-"""Access to MLflow: settings, errors, finding runs. No other module imports MLflow."""
+"""Access to MLflow: settings, errors, finding runs. Only ``registry/models.py`` imports MLflow too."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import logging
 import os
 import re
 import tempfile
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # MLflow by default retries a request 7 times, 4 minutes in all, and a create_run that was carried out but not answered
 # would be carried out twice. We retry ourselves, outside the scheduling loop.
@@ -29,6 +28,7 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 from trainables.preload import imports_kept
 
 with imports_kept():
+    from google.protobuf.json_format import ParseError  # type: ignore[import-untyped]
     from mlflow.entities import (
         Dataset,
         DatasetInput,
@@ -43,6 +43,7 @@ with imports_kept():
     from mlflow.exceptions import MlflowException
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
     from mlflow.tracking import MlflowClient
+    from mlflow.utils import request_utils
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
     from mlflow.utils.uri import add_databricks_profile_info_to_artifact_uri
@@ -51,8 +52,13 @@ with imports_kept():
 
 from orchestrator.ledger.databases import create_database, is_database_server
 from orchestrator.tracking.addresses import DENIALS, DeniedError, RefusedError, TrackingError
+from orchestrator.tracking.guard.answers import guard_sessions
+from orchestrator.tracking.guard.places import check_identifier, check_place
 from orchestrator.tracking.views import REPORT, TITLES, VIEW_TAG
-from trainables.errors import StudyError, redact
+from trainables.errors import StudyError, quote_first_line, redact
+
+if TYPE_CHECKING:
+    from orchestrator.tracking.projection import Batch
 
 __all__ = [
     "Dataset",
@@ -69,26 +75,28 @@ __all__ = [
     "attach_page",
     "connect",
     "connect_database",
-    "default_store",
-    "download_model",
     "find_run",
     "find_study",
     "find_version",
-    "find_versions",
-    "import_flavour",
+    "follow_pages",
+    "log_batch",
+    "open_place",
     "require_access",
-    "save_torch_model",
     "search_runs",
     "translating_errors",
     "upload",
 ]  # fmt: skip
 
-_RUNS_PER_PAGE = 1000
+_RUNS_PER_PAGE = 200  # with a thousand metrics each, 30 MB
+_MAX_PAGES = 5000  # a million runs
 _REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
 _DENIALS = {"UNAUTHENTICATED": 401, "CUSTOMER_UNAUTHORIZED": 401, "PERMISSION_DENIED": 403}
+#: Of Python's ssl, for a certificate that nobody vouches for whom this machine knows.
+_UNKNOWN_AUTHORITY = "CERTIFICATE_VERIFY_FAILED"
 #: A header that a server repeats in its answer.
 _CREDENTIALS = re.compile(r"(?i)\b(basic|bearer) [\w+/.~-]+=*")
 
+guard_sessions(request_utils)
 # Users of a study need neither "Creating initial database tables" and alembic's steps, nor the traceback that MLflow
 # logs of every error that it also raises.
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
@@ -179,9 +187,9 @@ def find_study(tracking_uri: str, study: str) -> StudyPages:
         client = MlflowClient(tracking_uri)
         experiment = client.get_experiment_by_name(study)
         if experiment is not None:
-            number = str(experiment.experiment_id)
-            own = [run.info.run_id for run in search_runs(client, number, "tags.`robustsweep.kind` = 'study'")]
-            reported = [run for run in own if any(file.path == REPORT for file in client.list_artifacts(run))]
+            number = check_identifier(experiment.experiment_id)
+            own = {run.info.run_id: run.info.artifact_uri for run in _search_study_runs(client, number)}
+            reported = [check_identifier(run) for run, uri in own.items() if _has_report(tracking_uri, uri)]
             has_views = all(f"{VIEW_TAG}{key}" in experiment.tags for key in TITLES)
             return StudyPages(number, find_version(tracking_uri), has_views, reported[0] if reported else None)
     raise StudyError(
@@ -200,40 +208,91 @@ def attach_page(tracking_uri: str, study: str, name: str, text: str) -> str:
     with translating_errors(tracking_uri, f"attach {name} to study {study!r}"):
         client = MlflowClient(tracking_uri)
         experiment = client.get_experiment_by_name(study)
-        number = None if experiment is None else str(experiment.experiment_id)
-        own = [] if number is None else search_runs(client, number, "tags.`robustsweep.kind` = 'study'")
+        own = [] if experiment is None else _search_study_runs(client, check_identifier(experiment.experiment_id))
         for run in own:
-            client.log_text(run.info.run_id, text, name)
-            return str(run.info.run_id)
+            upload(tracking_uri, run.info.artifact_uri, {name: text.encode()})
+            return check_identifier(run.info.run_id)
     raise StudyError(
         f"looked for the run of study {study!r} in MLflow at {redact(tracking_uri)} and found none; "
         "run the study, or project its ledger with `robustsweep sync`"
     )
 
 
+def _search_study_runs(client: Any, experiment_id: str) -> Iterator[Any]:
+    return search_runs(client, experiment_id, "tags.`robustsweep.kind` = 'study'")
+
+
+def _has_report(tracking_uri: str, artifact_uri: str) -> bool:
+    files = open_place(tracking_uri, artifact_uri).list_artifacts()
+    return any(file.path == REPORT for file in files)
+
+
 def search_runs(client: Any, experiment_id: str, what: str = "", view: int = ViewType.ACTIVE_ONLY) -> Iterator[Any]:
     """Yield the runs of an experiment that match MLflow's filter ``what``, page by page."""
+    return follow_pages(
+        lambda token: client.search_runs([experiment_id], what, view, max_results=_RUNS_PER_PAGE, page_token=token)
+    )
+
+
+def follow_pages(ask: Callable[[str | None], Any]) -> Iterator[Any]:
+    """Yield what is on the pages that ``ask`` returns, given the token of the one before; they have an end.
+
+    Raises:
+        TrackingError: there are more than ``_MAX_PAGES``.
+    """
     token = None
-    while True:
-        page = client.search_runs([experiment_id], what, view, max_results=_RUNS_PER_PAGE, page_token=token)
+    for _ in range(_MAX_PAGES):
+        page = ask(token)
         yield from page
         token = page.token
         if not token:
             return
+    raise TrackingError(
+        f"MLflow has answered with {_MAX_PAGES} pages and says that there are more; nothing was changed"
+    )
 
 
-def upload(tracking_uri: str, artifact_uri: str, files: Mapping[str, bytes]) -> None:
+def open_place(tracking_uri: str, artifact_uri: str, *, within: str | None = None) -> Any:
+    """Return MLflow's access to the files at an address that MLflow has answered with.
+
+    Raises:
+        RefusedError: files must not lie there (``check_place``).
+    """
+    check_place(tracking_uri, artifact_uri, within=within)
+    uri = add_databricks_profile_info_to_artifact_uri(artifact_uri, tracking_uri)  # type: ignore[no-untyped-call]
+    return get_artifact_repository(uri, tracking_uri=tracking_uri)
+
+
+def upload(tracking_uri: str, artifact_uri: str, files: Mapping[str, bytes], *, within: str | None = None) -> None:
     """Write files to where a run has its artifacts; one of the same name is replaced.
 
     ``MlflowClient.log_artifacts`` would first ask for the run, to learn where that is. Call it within
     ``translating_errors``.
+
+    Args:
+        tracking_uri: absolute URI of the store.
+        artifact_uri: where the run has its artifacts, as MLflow says.
+        files: name → content.
+        within: where the experiment has its artifacts; None: not compared.
+
+    Raises:
+        RefusedError: nothing may be written there.
     """
-    uri = add_databricks_profile_info_to_artifact_uri(artifact_uri, tracking_uri)  # type: ignore[no-untyped-call]
-    place = get_artifact_repository(uri, tracking_uri=tracking_uri)
+    place = open_place(tracking_uri, artifact_uri, within=within)
     with tempfile.TemporaryDirectory(prefix="robustsweep-") as folder:
         for name, content in files.items():
             (Path(folder) / name).write_bytes(content)
-        place.log_artifacts(folder)  # type: ignore[no-untyped-call]
+        place.log_artifacts(folder)
+
+
+def log_batch(client: Any, run_id: str, batch: Batch) -> None:
+    """Send values, params and tags of a run in one request. Call it within ``translating_errors``."""
+    client.log_batch(
+        run_id,
+        metrics=[Metric(p.key, p.value, p.timestamp_ms, p.step) for p in batch.points],
+        params=[Param(key, value) for key, value in batch.params],
+        tags=[RunTag(key, value) for key, value in batch.tags.items()],
+    )
 
 
 def find_run(client: Any, study: str, signature: str) -> Any:
@@ -244,101 +303,23 @@ def find_run(client: Any, study: str, signature: str) -> Any:
     return next(search_runs(client, experiment.experiment_id, f"tags.`robustsweep.signature` = '{signature}'"), None)
 
 
-def find_versions(client: Any, name: str) -> Iterator[Any]:
-    """Yield the versions of a registered model, newest first, page by page; nothing if there is no such model."""
-    token = None
-    while True:
-        page = client.search_model_versions(f"name = '{name}'", order_by=["version_number DESC"], page_token=token)
-        yield from page
-        token = page.token
-        if not token:
-            return
-
-
-def import_flavour() -> Any:
-    """Return ``mlflow.pytorch``; importing it takes seconds, and warns of type hints in MLflow's own code."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*type hint is inferred as AnyType")
-        import mlflow.pyfunc  # saving imports it too
-        import mlflow.pytorch
-    return mlflow.pytorch
-
-
-def save_torch_model(module: Any, folder: Path, *, metadata: dict[str, Any]) -> None:
-    """Write an ``ExportedNetwork`` (``trainables.exported.network``) as an MLflow model without pickle.
-
-    The model is a graph for any batch size. Its input example is made of the images of the self-test: no patient's
-    image gets into the registry.
-
-    Args:
-        module: network in evaluation mode.
-        folder: folder to write, which does not exist yet.
-        metadata: JSON values that are shown with the model.
-
-    Raises:
-        RuntimeError: torch cannot export the network.
-    """
-    flavour = import_flavour()
-    import numpy as np
-    import torch
-    from mlflow.models import ModelSignature
-    from mlflow.types import Schema, TensorSpec
-
-    from trainables.exported.form import make_test_images
-
-    example = make_test_images(module.config.images).numpy()
-    with torch.inference_mode():
-        shape = module(torch.from_numpy(example)).shape
-    # Without names: an input with a name would have to be a dict, which the flavour's own predict refuses (3.17).
-    inputs = Schema([TensorSpec(np.dtype(np.uint8), (-1, *example.shape[1:]))])
-    outputs = Schema([TensorSpec(np.dtype(np.float32), (-1, *shape[1:]))])
-    flavour.save_model(
-        module,
-        str(folder),
-        signature=ModelSignature(inputs, outputs),
-        input_example=example,
-        serialization_format="pt2",
-        pip_requirements=[f"torch=={version('torch')}", f"numpy=={version('numpy')}"],
-        metadata=metadata,
-    )
-
-
-def download_model(name: str, number: str, folder: Path) -> Any:
-    """Return the module of a version in the registry, loaded from a copy in ``folder``.
-
-    Call it within ``translating_errors`` and ``default_store``.
-    """
-    flavour = import_flavour()
-    from mlflow.artifacts import download_artifacts
-
-    return flavour.load_model(download_artifacts(f"models:/{name}/{number}", dst_path=str(folder)))
-
-
-@contextmanager
-def default_store(tracking_uri: str) -> Iterator[None]:
-    """Make a store MLflow's own default within the context: the registry of 3.17 ignores the client's store."""
-    import mlflow
-
-    before = os.environ.get("MLFLOW_TRACKING_URI")  # set_tracking_uri keeps it there, None unsets it
-    mlflow.set_tracking_uri(tracking_uri)
-    try:
-        yield
-    finally:
-        mlflow.set_tracking_uri(before)  # type: ignore[arg-type]
-
-
 @contextmanager
 def translating_errors(tracking_uri: str, what: str) -> Iterator[None]:
     """Raise errors of MLflow, its database layer and its HTTP layer (``OSError``) as our ``TrackingError``."""
     try:
         yield
-    except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
+    except (MlflowException, SQLAlchemyError, OSError, ImportError, ParseError) as error:
         asked = f"asked MLflow at {redact(tracking_uri)} to {what}"
         said = _quote(str(error))
         if (status := _find_denial(error)) is not None:
             raise DeniedError(f"{asked}: {said}; {_advise(status)}") from error
         if isinstance(error, MlflowException) and error.error_code in _REFUSALS:
             raise RefusedError(f"{asked}; it refused: {said}; the ledger has everything") from error
+        if _UNKNOWN_AUTHORITY in str(error):
+            raise TrackingError(
+                f"{asked}: {said}; name the file with the certificate of its authority in "
+                "MLFLOW_TRACKING_SERVER_CERT_PATH. The ledger has everything"
+            ) from error
         raise TrackingError(
             f"{asked}: {type(error).__name__}: {said}; check that it runs, and the address. The ledger has everything: "
             "`robustsweep sync` ships what is missing"
@@ -346,7 +327,7 @@ def translating_errors(tracking_uri: str, what: str) -> Iterator[None]:
 
 
 def _quote(text: str) -> str:
-    return _CREDENTIALS.sub(r"\1 ***", redact(text.strip().split("\n", 1)[0]))[:500]
+    return _CREDENTIALS.sub(r"\1 ***", quote_first_line(text))
 
 
 def _find_denial(error: Exception) -> int | None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.planning.states import INTERRUPTED
+from orchestrator.tracking.guard.places import check_identifier
 from orchestrator.tracking.projection import ADDED_TAG, STATUSES, STOPPED_TAG, Projection
 from trainables.errors import StorageError
 from trainables.storage.folder import Folder
@@ -51,8 +52,8 @@ class Run:
         """Return the state of an MLflow run that carries our tags."""
         tags = found.data.tags
         return cls(
-            run_id=found.info.run_id,
-            kind=tags["robustsweep.kind"],
+            run_id=check_identifier(found.info.run_id),
+            kind=tags.get("robustsweep.kind", ""),
             status=found.info.status,
             shipped=tags.get("robustsweep.shipped"),
             failure=tags.get("robustsweep.failure"),

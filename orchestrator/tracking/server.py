@@ -16,7 +16,7 @@ import urllib.request
 import webbrowser
 from dataclasses import dataclass
 from types import TracebackType
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from orchestrator.tracking.addresses import DENIALS, DeniedError, TrackingError, strip_credentials
 from orchestrator.tracking.views import BY_ARM, KNOWN_VERSIONS, TRIALS, is_known, make_path, make_report_path
@@ -31,6 +31,16 @@ _TAIL_LINES = 20
 #: A question that every user of a server may ask.
 _PROBE = "/api/2.0/mlflow/experiments/search?max_results=1"
 _PROBE_SECONDS = 5.0
+
+
+class _StayHere(urllib.request.HTTPRedirectHandler):
+    """Follows no redirection: an answer sends this process nowhere else."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+_OPENER = urllib.request.build_opener(_StayHere)
 
 
 @dataclass(frozen=True)
@@ -213,6 +223,11 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
+def open_here(url: str, *, timeout_seconds: float) -> Any:
+    """Return the answer to a request without credentials; a redirection is an ``HTTPError``."""
+    return _OPENER.open(url, timeout=timeout_seconds)
+
+
 def check_access(uri: str) -> None:
     """Raise if a server accepts no request of this process; a server that cannot be reached passes, as an outage.
 
@@ -240,7 +255,7 @@ def check_access(uri: str) -> None:
 def _wants_credentials(uri: str) -> bool:
     """Return whether a server denies a request without credentials, or could only be asked by MLflow's client."""
     try:
-        urllib.request.urlopen(strip_credentials(uri) + _PROBE, timeout=_PROBE_SECONDS).close()
+        open_here(strip_credentials(uri) + _PROBE, timeout_seconds=_PROBE_SECONDS).close()
     except urllib.error.HTTPError as error:
         error.close()
         return error.code in DENIALS

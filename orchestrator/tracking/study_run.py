@@ -12,7 +12,8 @@ from orchestrator.ledger.record import Record
 from orchestrator.ledger.usage import find_dashboard
 from orchestrator.planning.states import INTERRUPTED
 from orchestrator.tracking.artifacts import choose_artifact_location, move_artifacts
-from orchestrator.tracking.client import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, RunTag
+from orchestrator.tracking.client import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, RunTag, upload
+from orchestrator.tracking.guard.places import check_identifier, check_place
 from orchestrator.tracking.projection import (
     MAX_DIGEST_LENGTH,
     MAX_PARAMS_PER_CALL,
@@ -44,12 +45,24 @@ def ensure_experiment(client: Any, tracking_uri: str, ledger: Ledger, study: str
     if found is None:
         # The tag makes the UI offer its pages for training instead of those for language models.
         tags = {"mlflow.experimentKind": "custom_model_development"}
-        return str(client.create_experiment(study, artifact_location=location, tags=tags))
+        return check_identifier(client.create_experiment(study, artifact_location=location, tags=tags))
+    experiment_id = check_identifier(found.experiment_id)
     if found.lifecycle_stage == LifecycleStage.DELETED:
-        client.restore_experiment(found.experiment_id)
+        client.restore_experiment(experiment_id)
     if location is not None and found.artifact_location != location:
-        move_artifacts(tracking_uri, ledger, str(found.experiment_id), old=found.artifact_location, new=location)
-    return str(found.experiment_id)
+        move_artifacts(tracking_uri, ledger, experiment_id, old=found.artifact_location, new=location)
+    return experiment_id
+
+
+def read_experiment(client: Any, tracking_uri: str, experiment_id: str) -> tuple[dict[str, str], str]:
+    """Return the tags of an experiment, and where it has its artifacts; call it within ``translating_errors``.
+
+    Raises:
+        RefusedError: artifacts must not lie there.
+    """
+    experiment = client.get_experiment(experiment_id)
+    check_place(tracking_uri, experiment.artifact_location)
+    return dict(experiment.tags), experiment.artifact_location
 
 
 def ensure_parent(
@@ -71,8 +84,8 @@ def ensure_parent(
     tags = describe_study(about) | ({} if dashboard is None else {DASHBOARD_TAG: dashboard})
     if not found:
         created = client.create_run(experiment_id, start_time=about["written_ms"], tags=tags)
-        return str(created.info.run_id)
-    run_id = found[-1]
+        return check_identifier(created.info.run_id)
+    run_id = check_identifier(found[-1])
     if len(found) > 1:  # a create_run without an answer, carried out late; the known runs are below the other
         run_id = known if known is not None and known in found else run_id
         for extra in set(found) - {run_id}:
@@ -175,13 +188,13 @@ def set_note(client: Any, experiment_id: str, text: str) -> None:
         client.set_experiment_tag(experiment_id, NOTE_TAG, text + kept)
 
 
-def attach_report(client: Any, run_id: str, html: bytes, tables: Mapping[str, bytes]) -> list[str]:
+def attach_report(
+    client: Any, tracking_uri: str, run_id: str, html: bytes, tables: Mapping[str, bytes], *, within: str
+) -> list[str]:
     """Attach the report and its tables to the study's own run; return the names of the tables that are too large.
 
     Call it within ``translating_errors``.
     """
-    for name, content in tables.items():
-        if len(content) <= MAX_TABLE_BYTES:
-            client.log_text(run_id, content.decode(), name)
-    client.log_text(run_id, html.decode(), REPORT)
+    files = {name: content for name, content in tables.items() if len(content) <= MAX_TABLE_BYTES} | {REPORT: html}
+    upload(tracking_uri, client.get_run(run_id).info.artifact_uri, files, within=within)
     return [name for name, content in tables.items() if len(content) > MAX_TABLE_BYTES]

@@ -21,22 +21,21 @@ from orchestrator.tracking.addresses import RefusedError
 from orchestrator.tracking.arms import ArmRuns
 from orchestrator.tracking.attachments import make_attachments
 from orchestrator.tracking.client import (
-    Metric,
-    Param,
     RunTag,
     ViewType,
     connect,
     find_version,
+    log_batch,
     search_runs,
     translating_errors,
     upload,
 )
+from orchestrator.tracking.guard.places import check_identifier
 from orchestrator.tracking.projection import (
     MAX_TAG_LENGTH,
     PARENT_TAG,
     STATUSES,
     STOPPED_TAG,
-    Batch,
     Projection,
     make_added_batches,
     make_batches,
@@ -52,6 +51,7 @@ from orchestrator.tracking.study_run import (
     ensure_experiment,
     ensure_parent,
     log_verdicts,
+    read_experiment,
     restore_parent,
     set_note,
 )
@@ -84,6 +84,8 @@ class Tracker:
         self._version: str | None = None
         #: Tags of the experiment, the views among them.
         self._views: dict[str, str] = {}
+        #: Where the experiment has its artifacts.
+        self._location = ""
         self.experiment_id = ""
         self.parent_run_id = ""
 
@@ -115,6 +117,7 @@ class Tracker:
             self._client = self._client or connect(self.tracking_uri)
             self._ledger.root.guard()  # connecting takes seconds: another driver may have taken over meanwhile
             self.experiment_id = ensure_experiment(self._client, self.tracking_uri, self._ledger, self._about["study"])
+            self._views, self._location = read_experiment(self._client, self.tracking_uri, self.experiment_id)
             self._version = self._version or find_version(self.tracking_uri)
             parents = self._find_parents()
             self._ledger.root.guard()
@@ -125,7 +128,6 @@ class Tracker:
             parent_run_id = ensure_parent(self._client, self.experiment_id, self._about, parents, known, self._ledger)
             self._find_runs(parent_run_id, query_all)
             self._arms.find(self._client, self.experiment_id, parent_run_id)
-            self._views = dict(self._client.get_experiment(self.experiment_id).tags)
             self.parent_run_id = parent_run_id
             self._describe()
 
@@ -175,7 +177,7 @@ class Tracker:
         if run is None or projection.added.keys() <= set(run.added):
             return False
         for batch in make_added_batches(projection, known=run.added):
-            self._log(run.run_id, batch)
+            log_batch(self._client, run.run_id, batch)
         run.added = sorted(projection.added)
         self._index.add_run(record.signature)
         self._arms.remove(self._client, record.config)  # its means are made anew, with the added ones
@@ -265,7 +267,9 @@ class Tracker:
             self._client.log_batch(self.parent_run_id, tags=tags)
             if read_versions(self._about):
                 log_verdicts(self._client, self.parent_run_id, verdicts)
-            left_out = attach_report(self._client, self.parent_run_id, html, tables or {})
+            left_out = attach_report(
+                self._client, self.tracking_uri, self.parent_run_id, html, tables or {}, within=self._location
+            )
             self._describe(text, left_out)
         self.close(is_complete=is_complete)
 
@@ -342,7 +346,8 @@ class Tracker:
         tags = projection.tags | {PARENT_TAG: self.parent_run_id} | projection.final_tags
         created = self._client.create_run(self.experiment_id, start_time=projection.start_ms, tags=tags)
         failure, stopped = tags.get("robustsweep.failure"), tags.get(STOPPED_TAG)
-        run = Run(created.info.run_id, record.kind, RUNNING, failure=failure, stopped=stopped, epochs=set())
+        run_id = check_identifier(created.info.run_id)
+        run = Run(run_id, record.kind, RUNNING, failure=failure, stopped=stopped, epochs=set())
         run.artifact_uri = created.info.artifact_uri
         return run
 
@@ -375,26 +380,19 @@ class Tracker:
         if not is_described:
             self._client.log_inputs(run.run_id, datasets=[describe_dataset(self._about, record)])
         for batch in make_batches(projection, params=not is_described, tags=tags, known_epochs=known):
-            self._log(run.run_id, batch)
+            log_batch(self._client, run.run_id, batch)
         run.num_params, run.has_dataset = len(projection.params), True
         run.epochs = set(known) | set(projection.epochs)
         if projection.status != RUNNING:
             run.artifact_uri = run.artifact_uri or self._client.get_run(run.run_id).info.artifact_uri
-            upload(self.tracking_uri, run.artifact_uri, self._attach(record, projection))
+            files = self._attach(record, projection)
+            upload(self.tracking_uri, run.artifact_uri, files, within=self._location)
             self._client.set_terminated(run.run_id, projection.status, end_time=projection.last_ms)
             run.status, run.shipped, run.failure = projection.status, str(projection.num_points), failure
             run.stopped = stopped
 
     def _attach(self, record: Record, projection: Projection) -> dict[str, bytes]:
         return make_attachments(self._ledger, record, self._about["data"]["classes"], projection.traceback)
-
-    def _log(self, run_id: str, batch: Batch) -> None:
-        self._client.log_batch(
-            run_id,
-            metrics=[Metric(p.key, p.value, p.timestamp_ms, p.step) for p in batch.points],
-            params=[Param(key, value) for key, value in batch.params],
-            tags=[RunTag(key, value) for key, value in batch.tags.items()],
-        )
 
     def _translating_errors(self, what: str) -> AbstractContextManager[None]:
         return translating_errors(self.tracking_uri, f"{what} of study {self._about['study']!r}")

@@ -20,6 +20,8 @@ from orchestrator.driver.live.publish import RUNNING
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.study.study_file import Study
 from tests.cli.test_status import TEXT, make_ledger, make_study
+from tests.support.processes import wait_until
+from tests.support.tiny_study import make_place
 
 NOW_MS = 1_800_000_000_000
 
@@ -179,3 +181,33 @@ def test_q_ends_it_on_a_terminal(watched: list[str]) -> None:
     os.write(ours, b"q")
     assert process.wait(30) == 0
     os.close(ours)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_two_drivers_of_one_study(tmp_path: Path) -> None:
+    place = make_place(tmp_path, tmp_path / "cache")
+    options = ("--set", "training.epochs=30", "--set", "execution.max_concurrent_trials=1")
+    drivers = [place.start("run", "--shard", f"{number}/2", *options) for number in (1, 2)]
+    frames: list[dict[str, Any]] = []
+
+    def are_both_busy() -> bool:
+        frames.append(json.loads(place.call("top", "--json").stdout))
+        return len(frames[-1]["drivers"]) == len(frames[-1]["running"]) == 2
+
+    try:
+        wait_until(are_both_busy, "both drivers are shown, each with a trial")
+        said = place.call("top", "--once", COLUMNS="80", NO_COLOR="1").stdout
+    finally:
+        for driver in drivers:
+            driver.kill()
+            driver.communicate()
+    frame = frames[-1]
+    assert {driver["pid"] for driver in frame["drivers"]} == {driver.pid for driver in drivers}
+    assert len({row["signature"] for row in frame["running"]}) == 2
+    assert (frame["slots"], frame["busy_slots"], frame["trials"]["running"]) == (2, 2, 2)
+    assert frame["usage"]["slot_seconds"] > 0
+    lines = said.splitlines()
+    assert len([line for line in lines if line.startswith("driver ")]) == 2
+    assert all(len(line) <= 80 for line in lines)
+    assert len(lines) <= 24

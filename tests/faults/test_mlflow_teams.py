@@ -1,18 +1,11 @@
-"""A team's MLflow: PostgreSQL, a user name and password for each, several drivers at once; nothing lost, nothing told.
-
-MLflow's own application with basic authentication needs Flask-WTF for one thing, the form of its page that creates
-users. Where that is not installed an empty module stands in for it: the tests create users through the API.
-"""
+"""A team's MLflow: PostgreSQL, a password for each user, several drivers at once; nothing lost, nothing told."""
 
 from __future__ import annotations
 
-import importlib.util
-import json
 import os
 import subprocess
 import sys
 import time
-import urllib.request
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,25 +19,22 @@ from orchestrator.ledger.ledger import Ledger
 from orchestrator.tracking.addresses import make_absolute
 from orchestrator.tracking.client import MlflowClient, connect_database
 from tests.conftest import FinishedStudy
-from tests.support import postgres as databases
 from tests.support.busy_driver import NUM_EPOCHS, NUM_SLOTS
-from tests.support.faulty_proxy import encode_user
+from tests.support.mlflow_auth import (
+    ADMIN,
+    OPTIONS,
+    USERS,
+    ask_as_admin,
+    check_secret,
+    create_user,
+    login,
+    write_settings,
+)
 from tests.support.mlflow_stores import Server, check_records, check_shown, show
 from tests.support.postgres import Postgres
 from tests.support.tiny_study import copy_place, make_place
 
 ROOT = Path(__file__).parents[2]
-ADMIN = ("admin", "admin-password-58c1")
-#: User name → password; each value occurs nowhere else.
-USERS = {name: f"{name}-password-{number:04x}" for number, name in enumerate(("ada", "ben", "cleo", "dan"), 0xBEE0)}
-CONFIG = """\
-[mlflow]
-default_permission = READ
-database_uri = sqlite:///{folder}/users.db
-authorization_function = mlflow.server.auth:authenticate_request_basic_auth
-auth_cache_ttl_seconds = 60
-"""
-STAND_IN = "class CSRFProtect:\n    def init_app(self, app): pass\n"
 
 
 class Point(NamedTuple):
@@ -86,43 +76,17 @@ class Team:
             assert connection.execute(text(query)).fetchall() == []
 
 
-def login(name: str, password: str | None = None) -> dict[str, str]:
-    """Return the variables with which a driver shows who it is."""
-    return {"MLFLOW_TRACKING_USERNAME": name, "MLFLOW_TRACKING_PASSWORD": password or USERS[name]}
-
-
-def ask_as_admin(url: str, path: str, **fields: str) -> None:
-    """Do what docs/mlflow_teams.md does with curl."""
-    headers = {"Content-Type": "application/json", "Authorization": encode_user(*ADMIN)}
-    urllib.request.urlopen(urllib.request.Request(f"{url}/api/{path}", json.dumps(fields).encode(), headers)).close()
-
-
-def create_user(url: str, name: str, password: str) -> None:
-    ask_as_admin(url, "2.0/mlflow/users/create", username=name, password=password)
-
-
 @pytest.fixture(scope="module")
 def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
     pytest.importorskip("psycopg2")
     folder = tmp_path_factory.mktemp("server")
-    (folder / "auth.ini").write_text(CONFIG.format(folder=folder))
-    variables = {
-        "MLFLOW_AUTH_CONFIG_PATH": str(folder / "auth.ini"),
-        "MLFLOW_AUTH_ADMIN_USERNAME": ADMIN[0],
-        "MLFLOW_AUTH_ADMIN_PASSWORD": ADMIN[1],
-        "MLFLOW_FLASK_SERVER_SECRET_KEY": "flask-secret-2b77",
-    }
-    if importlib.util.find_spec("flask_wtf") is None:
-        (folder / "flask_wtf").mkdir()
-        (folder / "flask_wtf" / "__init__.py").write_text("")
-        (folder / "flask_wtf" / "csrf.py").write_text(STAND_IN)
-        variables["PYTHONPATH"] = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+    variables = write_settings(folder)
     with Postgres() as postgres:
         server = Server(
             folder,
             store=make_absolute(postgres.uri),
             num_workers=2,
-            options=("--app-name", "basic-auth"),
+            options=OPTIONS,
             variables=variables,
         )
         try:
@@ -132,15 +96,6 @@ def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
             yield Team(server.url, postgres.uri)
         finally:
             server.kill()
-
-
-def check_secret(folder: Path, *said: str) -> None:
-    """No password, nor the header that shows it, is in a file of the studies or in what was said."""
-    secrets = [*USERS.values(), ADMIN[1], databases.PASSWORD, "wrong-password-77", "eve-password-c0de"]
-    secrets += [encode_user(*user).split()[1] for user in (*USERS.items(), ADMIN)]
-    texts = {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    texts |= {f"said {number}": each.encode() for number, each in enumerate(said)}
-    assert [(name, secret) for name, each in texts.items() for secret in secrets if secret.encode() in each] == []
 
 
 def start_driver(team: Team, folder: Path, study: str, user: str, trials_per_slot: int) -> subprocess.Popen[str]:

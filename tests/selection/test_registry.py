@@ -17,7 +17,8 @@ from orchestrator.selection import registry
 from orchestrator.selection.export import Exported, export_selection
 from orchestrator.selection.ranking import Selection, SelectionCriteria, select_arm
 from orchestrator.selection.registry import Registered, register_model
-from orchestrator.tracking.client import MlflowClient, default_store
+from orchestrator.tracking.client import MlflowClient
+from orchestrator.tracking.registry.models import default_store, upload_model
 from orchestrator.tracking.shipper import sync
 from tests.support.mlflow_stores import make_database
 from tests.support.trained_study import TrainedStudy
@@ -150,17 +151,42 @@ def test_the_same_weights_are_registered_once_and_an_alias_moves(call: Call) -> 
     assert (without.uri, without.alias) == ("models:/twice/1", None)
 
 
-def test_a_version_that_answers_differently_is_deleted_again(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    def download(name: str, number: str, folder: Path) -> Any:
-        return lambda images: torch.from_numpy(call.exports[0][1].logits + np.float32(0.1))
+def change_stored(call: Call, name: str, version: str) -> None:
+    """Change a byte of a weight in what the registry has of a version."""
+    source = next(each.source for each in call.versions(name) if str(each.version) == version)
+    logged = MlflowClient(call.uri).get_logged_model(source.removeprefix("models:/"))
+    path = Path(logged.artifact_location.removeprefix("file://")) / "data" / "model.pt2"
+    with zipfile.ZipFile(path) as archive:
+        members = {member: archive.read(member) for member in archive.namelist()}
+    weight = next(member for member in members if member.endswith("/weights/weight_0"))
+    members[weight] = bytes([members[weight][0] ^ 1]) + members[weight][1:]
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for member, content in members.items():
+            archive.writestr(member, content)
+
+
+def test_a_version_that_comes_back_otherwise_is_deleted_again(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    def upload(client: Any, model_id: str, folder: Path) -> None:
+        upload_model(client, model_id, folder)
+        path = next(Path(call.uri.removeprefix("sqlite:///")).parent.rglob(f"{model_id}/artifacts/data/model.pt2"))
+        path.write_bytes(b"PK")
 
     before = len(MlflowClient(call.uri).search_logged_models(["1"]))
-    monkeypatch.setattr(registry, "download_model", download)
-    with pytest.raises(CheckpointError, match=r"MLflow's wrong version 1 against model\.safetensors"):
+    monkeypatch.setattr(registry, "upload_model", upload)
+    with pytest.raises(CheckpointError, match=r"MLflow's wrong version 1: its data/model\.pt2 is not the one"):
         call("wrong", alias="champion")
     assert call.versions("wrong") == []
     assert len(MlflowClient(call.uri).search_logged_models(["1"])) == before
     assert MlflowClient(call.uri).get_registered_model("wrong").aliases == {}
+
+
+def test_a_version_with_the_same_tags_and_another_network_is_left_alone(call: Call) -> None:
+    """Somebody with an account changed it: it is not loaded, which would run code, and not taken for ours."""
+    assert call("changed", alias="champion").version == "1"
+    change_stored(call, "changed", "1")
+    again = call("changed", alias="champion")
+    assert (again.version, again.is_new) == ("2", True)
+    assert "alias champion moves from version 1 to version 2" in call.told
 
 
 def test_a_trial_that_is_not_in_mlflow_is_a_wrong_request(call: Call) -> None:

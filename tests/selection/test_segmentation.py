@@ -19,7 +19,7 @@ from orchestrator.selection.export import CONTENTS, Exported, export_selection
 from orchestrator.selection.ranking import Selection, SelectionCriteria, select_arm
 from orchestrator.selection.registry import register_model
 from orchestrator.study.study_file import load_study
-from orchestrator.tracking.client import default_store
+from orchestrator.tracking.registry.models import default_store
 from orchestrator.tracking.shipper import sync
 from tests.support.mlflow_stores import make_database
 from tests.support.organs_study import TEXT

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import pytest
 
+from orchestrator.tracking.client import MlflowClient
 from orchestrator.tracking.server import UiServer, serve_ui
 from orchestrator.tracking.shipper import sync
 from tests.support.browser import Browser, has_browser, open_browser
 from tests.support.synthetic_ledger import make_fake_ledger
+from trainables.storage.folder import Folder
 
 pytestmark = [
     pytest.mark.skipif(not has_browser, reason="needs a Chromium and its chromedriver"),
@@ -19,10 +22,20 @@ FACTORS = {"pretraining": ("scratch", "contrastive"), "augmentation": ("none", "
 _CHARTS = "[...document.querySelectorAll('.js-plotly-plot')].filter(e => e.querySelector('.main-svg'))"
 
 
+def add_system_metrics(folder: Folder) -> None:
+    """Give the epochs of a trial what its process has used."""
+    lines = folder.read_lines("epochs.jsonl")
+    for line in lines:
+        line["metrics"] |= {"system/cpu_utilization_percentage": 97.0, "system/rss_mib": 540.0 + line["epoch"]}
+    folder.write("epochs.jsonl", "".join(f"{json.dumps(line)}\n" for line in lines).encode())
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UiServer]:
     folder = tmp_path_factory.mktemp("views")
     ledger = make_fake_ledger(folder, replicates=5, factors=FACTORS, study="views", externals=())
+    for trial in (ledger.root / "trials").children():
+        add_system_metrics(ledger.folder("trial", trial))
     uri = f"sqlite:///{folder}/mlflow.db"
     sync(ledger, uri)
     with serve_ui(uri, "views") as server:
@@ -72,3 +85,13 @@ def test_parallel_coordinates_over_the_factors_and_two_headline_numbers_work_as_
     drawn = browser.run("return document.querySelector('.parcoords').parentElement.innerText + document.body.innerText")
     assert "Parallel Coordinates" in drawn
     assert "Showing all runs" in drawn
+
+
+def test_system_metrics_of_a_trial_are_charts_on_the_page_for_them(server: UiServer, browser: Browser) -> None:
+    client = MlflowClient(server.url)
+    (experiment,) = client.search_experiments(filter_string="name = 'views'")
+    (run, *_) = client.search_runs([experiment.experiment_id], "tags.`robustsweep.kind` = 'trial'")
+    assert any(name.startswith("system/") for name in run.data.metrics)
+    browser.open(f"{server.url}/#/experiments/{experiment.experiment_id}/runs/{run.info.run_id}/system-metrics")
+    browser.wait_for(f"{_CHARTS}.some(e => e.querySelectorAll('.scatterlayer .point').length >= 12)")
+    assert {"cpu_utilization_percentage", "rss_mib"} <= set(browser.text().split("\n"))

@@ -50,7 +50,8 @@ class FrameReader:
         now = self._clock()
         snapshots = read_snapshots(self._ledger.root)
         alive = [snapshot for snapshot in snapshots if is_fresh(snapshot, now)]
-        usage = find_usage(self._ledger) or Usage()
+        # Drivers write down their usage every 10 s, and know it in between.
+        usage = _find_largest([find_usage(self._ledger) or Usage(), *(Usage(**each["usage"]) for each in alive)])
         execution = self._study.execution
         taken = measure(usage, num_trials=0, price_per_gpu_hour=execution.price_per_gpu_hour)
         del taken["trials"]  # how many have begun is not known without reading all of them
@@ -91,6 +92,12 @@ class FrameReader:
         found = [_describe_failure(record) for record in records]
         own = [failure for failure in found if failure["reason"] != "upstream"]
         return sorted(own, key=lambda failure: failure["timestamp_ms"])[-MAX_FAILURES:]
+
+
+def _find_largest(usages: Sequence[Usage]) -> Usage:
+    """Return the largest wall, slot and GPU time of several usages, none of which has more than all runs took."""
+    names = vars(usages[0])
+    return Usage(**{name: max(getattr(usage, name) for usage in usages) for name in names})
 
 
 def _describe_failure(record: Record) -> dict[str, Any]:

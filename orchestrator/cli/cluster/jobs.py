@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 import signal
-import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +13,7 @@ import typer
 
 from orchestrator.cli.options import Mlflow, Overrides, Storage, StudyFile, StudyOrName
 from orchestrator.cluster.exit_codes import INCOMPLETE
+from orchestrator.driver.terminal.echo import echo, print_output
 from trainables.errors import StudyError
 
 if TYPE_CHECKING:
@@ -132,12 +132,8 @@ def _open_jobs(study: Study, address: str, storage: str | None) -> Jobs:
     from orchestrator.cluster.jobs.study_jobs import Jobs
     from orchestrator.ledger.ledger import Ledger
 
-    def write(text: str) -> None:
-        typer.echo(text, nl=False)
-        sys.stdout.flush()
-
     ledger = Ledger(storage or study.execution.storage, study.study)
-    return Jobs(RayJobServer(address), ledger, say=lambda text: typer.echo(text, err=True), write=write)
+    return Jobs(RayJobServer(address), ledger, say=lambda text: echo(text, err=True), write=print_output)
 
 
 def _describe_commands(study: Path, address: str, storage: str | None) -> str:

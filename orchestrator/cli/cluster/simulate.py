@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orchestrator.cli.options import AsJson, Overrides, Storage, StudyFile
+from orchestrator.driver.terminal.echo import echo
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -51,13 +52,12 @@ def simulate(  # noqa: PLR0913 - the options of a command are its arguments
     as_json: AsJson = False,
 ) -> None:
     """Simulate a study on another cluster: time, cost and lost work as ranges, and the critical path. Runs nothing."""
-    from rich.console import Console
-
     from orchestrator.driver.prepare import prepare
     from orchestrator.driver.simulation.assumptions import list_assumptions
     from orchestrator.driver.simulation.simulate import choose_cluster, find_durations, make_scenario
     from orchestrator.driver.simulation.simulate import simulate as simulate_study
     from orchestrator.driver.simulation.summary import summarise
+    from orchestrator.driver.terminal.console import PrintableConsole
     from orchestrator.study.study_file import load_study
 
     loaded = load_study(study, overrides or ())
@@ -70,17 +70,17 @@ def simulate(  # noqa: PLR0913 - the options of a command are its arguments
     ).speed_up(speed)
     scenario = make_scenario(prepared, durations, cluster, whole=whole)
     if not scenario.works and prepared.search is None:
-        typer.echo("nothing is open: --whole simulates the study as if nothing was complete", err=as_json)
+        echo("nothing is open: --whole simulates the study as if nothing was complete", err=as_json)
         if as_json:
-            typer.echo("{}")
+            echo("{}")
         return
     price = loaded.execution.price_per_gpu_hour if price is None else price
     summary = summarise(simulate_study(scenario, repeats=repeats, seed=seed), cluster, price=price)
     assumptions = list_assumptions(durations, cluster, scenario.overheads, speed=speed, stops_early=loaded.stops_early)
     if as_json:
-        typer.echo(json.dumps(describe(summary, cluster, assumptions, repeats=repeats, seed=seed)))
+        echo(json.dumps(describe(summary, cluster, assumptions, repeats=repeats, seed=seed)))
     else:
-        _render(prepared, cluster, summary, assumptions, Console(), repeats=repeats)
+        _render(prepared, cluster, summary, assumptions, PrintableConsole(), repeats=repeats)
 
 
 def describe(

@@ -9,6 +9,7 @@ import typer
 
 from orchestrator.cli.options import AsJson, Overrides, Storage, StudyOrName
 from orchestrator.cluster.exit_codes import COMPLETE, INCOMPLETE, OUT_OF_BUDGET
+from orchestrator.driver.terminal.echo import echo
 
 
 def status(
@@ -23,8 +24,6 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """Show how many trials are planned, complete, running, failed, interrupted, missing."""
-    from rich.console import Console
-
     from orchestrator.cli.lookup import describe_differences, open_study
     from orchestrator.cli.status import (
         compute_status,
@@ -34,6 +33,7 @@ def status(
         is_out_of_budget,
         render_status,
     )
+    from orchestrator.driver.terminal.console import PrintableConsole
 
     loaded = open_study(study, storage=storage, overrides=overrides or ())
     where = storage or loaded.execution.storage
@@ -43,16 +43,16 @@ def status(
     job = {} if address is None else {"job": _describe_job(loaded.study, where, address)}
     if as_json:
         budget = {} if budget_status is None else {"budget": budget_status.as_json()}
-        typer.echo(json.dumps(counts | budget | ({"drivers": drivers} if drivers else {}) | job))
+        echo(json.dumps(counts | budget | ({"drivers": drivers} if drivers else {}) | job))
     else:
-        render_status(counts, Console(), budget_status, drivers)
+        render_status(counts, PrintableConsole(), budget_status, drivers)
         for text in job.values():
-            typer.echo(f"{'job':<12} {text}")
+            echo(f"{'job':<12} {text}")
     for line in describe_differences(loaded, storage=where):
-        typer.echo(line, err=True)
+        echo(line, err=True)
     damaged = find_damaged(loaded, storage=where) if verify else []
     for damage in damaged:
-        typer.echo(f"damaged: {damage}; remove that file and run the study again: it is made anew", err=True)
+        echo(f"damaged: {damage}; remove that file and run the study again: it is made anew", err=True)
     incomplete = OUT_OF_BUDGET if is_out_of_budget(counts, budget_status) and not damaged else INCOMPLETE
     raise typer.Exit(COMPLETE if counts["complete"] == counts["planned"] and not damaged else incomplete)
 

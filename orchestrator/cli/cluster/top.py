@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.cli.options import AsJson, Overrides, Storage, StudyOrName
+from orchestrator.driver.terminal.echo import echo
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,16 +30,15 @@ def top(
     as_json: AsJson = False,
 ) -> None:
     """Watch a study: who runs where, utilisation, time left, cost, last failures. From any machine; q ends it."""
-    from rich.console import Console
-
     from orchestrator.cli.cluster.frame import FrameReader
     from orchestrator.cli.cluster.frame_text import render_frame
     from orchestrator.cli.lookup import open_study
+    from orchestrator.driver.terminal.console import PrintableConsole
 
     loaded = open_study(study, storage=storage, overrides=overrides or ())
-    reader, console = FrameReader(loaded, storage=storage or loaded.execution.storage), Console()
+    reader, console = FrameReader(loaded, storage=storage or loaded.execution.storage), PrintableConsole()
     if as_json:
-        typer.echo(json.dumps(reader.read()))
+        echo(json.dumps(reader.read()))
     elif once or not console.is_terminal:
         console.print(render_frame(reader.read(), width=console.width))
     else:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from orchestrator.cli.options import Overrides, StudyFile
+from orchestrator.driver.terminal.echo import echo
 
 shifts = typer.Typer(
     help="The shifts of a study, on its own test images (those of the first arm).", no_args_is_help=True
@@ -34,7 +35,7 @@ def preview(
     from orchestrator.study.study_file import load_study
 
     loaded = load_study(study, overrides or ())
-    typer.echo(preview_shifts(loaded, out or Path(f"{loaded.study}-shifts.png"), num_images=images))
+    echo(preview_shifts(loaded, out or Path(f"{loaded.study}-shifts.png"), num_images=images))
 
 
 @shifts.command("export")
@@ -49,4 +50,4 @@ def export(
     from orchestrator.study.study_file import load_study
 
     for path in export_shifts(load_study(study, overrides or ()), out, layout=layout.value):
-        typer.echo(path)
+        echo(path)

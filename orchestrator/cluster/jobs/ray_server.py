@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from orchestrator.cluster.connection import ray
 from orchestrator.cluster.jobs.server import Job, JobExistsError, JobRequest, JobServerError, JobStatus
-from trainables.errors import InfrastructureError, StudyError, redact
+from trainables.errors import InfrastructureError, StudyError, quote_first_line, redact
 
 try:
     import requests
@@ -78,7 +78,7 @@ class RayJobServer:
                     metadata=dict(request.metadata),
                 )
         except JobServerError as error:
-            if _SEEN_BEFORE.search(str(error)):
+            if _SEEN_BEFORE.search(str(error.__cause__)):
                 raise JobExistsError(f"the cluster at {self.address} has seen the job {request.name} before") from error
             raise
 
@@ -122,8 +122,15 @@ class RayJobServer:
             ) from error
         except (OSError, RuntimeError, requests.exceptions.RequestException) as error:
             raise JobServerError(
-                f"{what}: {error}; does the head run with its dashboard, and is this its address?"
+                f"{what}: {_describe(error)}; does the head run with its dashboard, and is this its address?"
             ) from error
+
+
+def _describe(error: Exception) -> str:
+    """Return the first and the last line of an error: what a server answers may be a traceback, or megabytes."""
+    text = str(error).strip()
+    first, last = text.split("\n", 1)[0], text.rsplit("\n", 1)[-1]
+    return quote_first_line(first) + (f" … {quote_first_line(last)}" if last != first else "")
 
 
 def _read_status_code(error: RuntimeError) -> int | None:

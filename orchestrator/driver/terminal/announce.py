@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 
 from orchestrator.driver.prepare import Prepared, is_probed
+from orchestrator.driver.terminal.console import is_quiet
 from orchestrator.ledger.preregistration import EXPLORATORY, PREREGISTERED, trace_hypotheses
 from orchestrator.planning.ceteris_paribus import read_differences, read_matching
 from orchestrator.planning.feasibility import find_attainable
@@ -24,35 +25,10 @@ from trainables.data.dataset import Dataset
 from trainables.data.describe import describe_dataset
 from trainables.evaluation_config import word_targets
 
-#: How much a console is to say.
-Detail = Literal["quiet", "normal", "verbose"]
 #: Maximum number of damaged folders that are listed one by one.
 _MAX_DAMAGES = 10
 #: Most arms, and values of a tuned field, that are named in a line.
 _MAX_NAMED, _MAX_VALUES = 4, 12
-
-
-class Terminal(Console):
-    """Console of a command, with how much it is to say.
-
-    Args:
-        stderr: whether to write to standard error.
-        detail: ``quiet`` prints warnings, failures and results only, ``verbose`` also every epoch.
-    """
-
-    def __init__(self, *, stderr: bool = False, detail: Detail = "normal") -> None:
-        super().__init__(stderr=stderr)
-        self.detail = detail
-
-
-def is_quiet(console: Console) -> bool:
-    """Return whether a console is to get warnings, failures and results only."""
-    return isinstance(console, Terminal) and console.detail == "quiet"
-
-
-def is_verbose(console: Console) -> bool:
-    """Return whether a console is to get every epoch."""
-    return isinstance(console, Terminal) and console.detail == "verbose"
 
 
 def print_line(console: Console, label: str, text: str) -> None:

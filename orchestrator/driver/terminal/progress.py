@@ -19,7 +19,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.driver.terminal.announce import is_quiet, is_verbose
+from orchestrator.driver.terminal.console import is_quiet, is_verbose
 from orchestrator.driver.terminal.time_left import TimeLeft, format_duration
 from orchestrator.execution.shared_works import ELSEWHERE
 from orchestrator.ledger.failures import OUT_OF_GPU_MEMORY

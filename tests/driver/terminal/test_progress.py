@@ -7,7 +7,7 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from orchestrator.driver.terminal.announce import Detail, Terminal
+from orchestrator.driver.terminal.console import Detail, Terminal
 from orchestrator.driver.terminal.progress import StudyProgress
 from tests.support.plans import make_stage, make_trial
 from trainables.errors import StorageError
