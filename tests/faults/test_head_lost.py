@@ -16,10 +16,17 @@ from pathlib import Path
 import pytest
 
 from tests.faults.test_jobs import PROGRAM
-from tests.faults.test_three_hosts import SECONDS, check_whole, find_training, make_place, run_undisturbed
+from tests.faults.test_three_hosts import (
+    SECONDS,
+    check_whole,
+    find_training,
+    make_place,
+    run_undisturbed,
+    wait_for,
+)
 from tests.support.host_services import Services, serving
 from tests.support.hosts import Hosts, running_hosts
-from tests.support.processes import wait_until
+from tests.support.processes import is_running, wait_until
 from tests.support.tiny_study import IN_RAY, Place
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
@@ -68,23 +75,20 @@ def test_a_head_that_is_lost_with_its_host(place: Place, hosts: Hosts, services:
     hosts.start_head_with_job_server(b, num_cpus=0)
     hosts.start_worker(c)
     first = submit(place, hosts, services)
-    wait_until(
-        lambda: services.count_epochs() > 0 or first.poll() is not None, "a trial has an epoch behind it", SECONDS
-    )
-    assert first.poll() is None, first.communicate()
-    wait_until(lambda: bool(find_training(place, c)), "a trial runs on the worker", SECONDS)
-    (pid,) = find_training(place, c).values()
+    wait_for(first, lambda: services.count_epochs() > 0, "a trial has an epoch behind it")
+    wait_for(first, lambda: bool(find_training(place, c)), "a trial runs on the worker")
+    ((name, pid),) = find_training(place, c).items()
     os.kill(pid, signal.SIGSTOP)  # or it would be complete by the time that another driver is there
-    before = services.count_epochs()
     b.power_off()
-    os.kill(pid, signal.SIGCONT)
-    said = interrupt(first)
-    assert "submitted the job tiny-1 to " in said, said
+    assert "submitted the job tiny-1 to " in interrupt(first)
     hosts.start_head_with_job_server(d)
-    out, errors = submit(place, hosts, services).communicate(timeout=SECONDS)
+    second = submit(place, hosts, services)
+    wait_for(second, lambda: name in find_training(place, d), "the other head's host trains it, too")
+    os.kill(pid, signal.SIGCONT)
+    wait_until(lambda: not is_running(pid), "the attempt of the worker is refused, or has ended with Ray there")
+    out, errors = second.communicate(timeout=SECONDS)
     assert "holds the lease of the study: waiting until it runs out or is renewed" in errors, out + errors
     assert f"submitted the job tiny-2 to {hosts.job_server}" in errors, out + errors
     assert errors.splitlines()[-1] == "the job tiny-2 has succeeded", out + errors
     assert "Traceback" not in out + errors
-    assert before > 0
     check_whole(place, services, undisturbed)
