@@ -7,18 +7,19 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from orchestrator.cluster.jobs.attempts import Attempt, Attempts
 from orchestrator.cluster.jobs.server import JobRequest, JobServerError
-from orchestrator.cluster.jobs.study_jobs import POLL_SECONDS, SILENCE_SECONDS, Jobs, Submission
+from orchestrator.cluster.jobs.study_jobs import POLL_SECONDS, SILENCE_SECONDS
 from orchestrator.ledger.lease import HEARTBEAT_SECONDS, LEASE_SECONDS, Lease
 from orchestrator.ledger.ledger import Ledger
 from tests.support.job_servers import LocalJobServer, check_contract, make_package
 from tests.support.processes import wait_until
+from tests.support.submitters import Submitter, hold_lease, names
 from trainables.errors import InfrastructureError, LeaseError
 
 PATIENT = "while :; do sleep 0.02; done"
@@ -35,43 +36,6 @@ def server(tmp_path: Path) -> Iterator[LocalJobServer]:
     server = LocalJobServer(tmp_path / "cluster")
     yield server
     server.end()
-
-
-class Submitter:
-    """``Jobs`` that remembers what is said and written, and seldom sleeps."""
-
-    def __init__(self, server: LocalJobServer, ledger: Ledger, on_sleep: Callable[[], None] = lambda: None) -> None:
-        self.said: list[str] = []
-        self.written: list[str] = []
-        self.slept = 0.0
-
-        def sleep(seconds: float) -> None:
-            self.slept += seconds
-            on_sleep()
-            time.sleep(0.005)
-
-        self.jobs = Jobs(server, ledger, self.said.append, self.written.append, sleep)
-
-    def run(self, *entrypoints: str, retries: int = 0) -> int:
-        return self.jobs.run(self.submission(*entrypoints), retries=retries)
-
-    def submission(self, *entrypoints: str) -> Submission:
-        """Return what is submitted: the first command in the first attempt, the last in all that follow."""
-        package = make_package(Path(self.jobs.ledger.storage).parent)
-        return Submission(
-            lambda attempt: entrypoints[min(attempt.number, len(entrypoints)) - 1], package, {"LEVEL": "3"}
-        )
-
-
-def hold_lease(ledger: Ledger, *, age_seconds: float = 0.0, host: str = "far-away") -> None:
-    """Write the lease of a driver on another machine, as it was renewed some time ago."""
-    alive_ms = int((time.time() - age_seconds) * 1000)
-    holder = {"host": host, "pid": 77, "since_ms": alive_ms - 5000, "alive_ms": alive_ms, "token": "of the driver"}
-    ledger.root.write_json("lease.json", holder)
-
-
-def names(server: LocalJobServer) -> list[str]:
-    return [request.name for request in server.requests]
 
 
 def test_the_job_server_of_these_tests_does_what_a_real_one_does(server: LocalJobServer, tmp_path: Path) -> None:

@@ -7,16 +7,20 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from orchestrator.cluster.jobs.study_jobs import POLL_SECONDS
 from tests.conftest import FinishedStudy
 from tests.faults.test_cluster import check_whole, complete_of, epochs_of
 from tests.faults.test_secrets import SECRETS, find_leaks
+from tests.support.faulty_proxy import AWAY, CLOSE, ERROR_503, GARBAGE, HANG, PASS, FaultyProxy
 from tests.support.processes import wait_until
 from tests.support.ray_heads import Head, running_head
 from tests.support.tiny_study import IN_RAY, NUM_STAGES, NUM_TRIALS, Place, make_place, stamps
@@ -52,7 +56,12 @@ def place(finished_study: FinishedStudy, tmp_path: Path, marker: str) -> Place:
 def find_driver(place: Place) -> int:
     """Return the process that holds the lease, once a stage or trial has an epoch behind it."""
     wait_until(lambda: any(epochs_of(place).values()), "something has an epoch behind it", seconds=200)
-    return int(json.loads((place.ledger / "lease.json").read_text())["pid"])
+    return int(read_lease(place)["pid"])
+
+
+def read_lease(place: Place) -> dict[str, Any]:
+    holder: dict[str, Any] = json.loads((place.ledger / "lease.json").read_text())
+    return holder
 
 
 def submit(place: Place, head: Head, *options: str, **variables: str) -> subprocess.Popen[str]:
@@ -102,6 +111,40 @@ def test_a_driver_that_is_killed_is_submitted_again_once(
     assert find_leaks(place.storage, head.folder) == {}
     token = head.variables["RAY_AUTH_TOKEN"].encode()
     assert [path for path in head.folder.rglob("*") if path.is_file() and token in path.read_bytes()] == []
+
+
+def test_unreachable_is_not_dead(finished_study: FinishedStudy, place: Place, head: Head) -> None:
+    """Fifty questions in a row, and more, get no answer: the driver goes on, and nothing is submitted again."""
+    with FaultyProxy(head.address) as proxy:
+        submitter = submit(place, replace(head, address=proxy.url), "--retries", "5")
+        find_driver(place)
+        wait_until(lambda: bool(place.training()), "something trains")
+        training = list(place.training().values())
+        for pid in training:
+            os.kill(pid, signal.SIGSTOP)  # or the study would be complete by then
+        before = read_lease(place)
+        for fault, number in ((ERROR_503, 20), (CLOSE, 20), (GARBAGE, 20), (HANG, 1)):
+            proxy.switch(fault)
+            wait_until(lambda: proxy.counts[fault] >= number, f"questions meet {fault!r}", 200)  # noqa: B023
+        proxy.switch(AWAY)
+        time.sleep(5 * POLL_SECONDS)  # connections are refused
+        after = read_lease(place)
+        assert after["alive_ms"] > before["alive_ms"]
+        assert after | {"alive_ms": 0} == before | {"alive_ms": 0}  # the same driver
+        proxy.switch(PASS)
+        for pid in training:
+            os.kill(pid, signal.SIGCONT)
+        code, out, errors = finish(submitter)
+    assert code == 0, out + errors
+    said = errors.splitlines()
+    for text in ("submitted the job ", "asking again", "answers again"):
+        assert sum(text in line for line in said) == 1, errors
+    assert "submitting the study again" not in errors
+    assert "Traceback" not in out + errors
+    assert out.count("study    tiny: ") == 1
+    attempts = [json.loads(path.read_text()) for path in (place.ledger / "jobs").iterdir()]
+    assert sum(attempt["submitted_ms"] is not None for attempt in attempts) == 1
+    check_whole(place, finished_study)
 
 
 def test_a_stop_is_in_order_and_the_next_submission_goes_on(

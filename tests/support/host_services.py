@@ -42,6 +42,19 @@ print(json.dumps({
     "runs": [each.tags["robustsweep.kind"] for each in shown.values()],
 }))
 """
+#: Prints the epochs in the ledger of the storage argv[1], of all trials.
+_COUNT_EPOCHS = """
+import sys
+from orchestrator.ledger.ledger import Ledger
+print(sum(len(record.epochs) for record in Ledger(sys.argv[1], "tiny").records("trial")))
+"""
+#: Prints the ms that a connection to argv[1]:argv[2] takes: a round trip.
+_CONNECT = """
+import socket, sys, time
+began = time.monotonic()
+socket.create_connection((sys.argv[1], int(sys.argv[2]))).close()
+print((time.monotonic() - began) * 1000)
+"""
 #: Of every Python process: notes the files and folders that are renamed to a place in the cache.
 _WATCH = """
 import os, sys
@@ -77,6 +90,14 @@ class Services:
         """Check that MLflow shows what the ledger has; return what there is, as the head sees it."""
         found: dict[str, Any] = json.loads(_run_python(self.head, _LOOK, self.storage, self.mlflow))
         return found
+
+    def count_epochs(self) -> int:
+        """Return how many epochs of trials the ledger has."""
+        return int(_run_python(self.head, _COUNT_EPOCHS, self.storage))
+
+    def measure_round_trip(self, host: Host) -> float:
+        """Return the ms that a round trip from a host to the storage takes."""
+        return float(_run_python(host, _CONNECT, self.head.address, str(self.port)))
 
 
 def _run_python(host: Host, program: str, *words: str) -> str:

@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.processes import find_marked, wait_until
+from tests.support.relay import Disturbance, Relay
 
 #: First process of a host: everything on it ends with it. Reaps whatever has lost its parent.
 _INIT = """\
@@ -144,6 +145,9 @@ class Hosts:
     scratch: Path
     token: str = field(default_factory=lambda: uuid.uuid4().hex[:6])
     hosts: list[Host] = field(default_factory=list)
+    relays: list[Relay] = field(default_factory=list)
+    #: Host of Ray's head, which is the first one unless ``start_head`` was told another.
+    head: Host = field(init=False)
 
     @property
     def switch(self) -> str:
@@ -152,8 +156,13 @@ class Hosts:
 
     @property
     def address(self) -> str:
-        """Address of Ray's head, which is on the first host."""
-        return f"{self.hosts[0].address}:6379"
+        """Address of Ray's head."""
+        return f"{self.head.address}:6379"
+
+    @property
+    def job_server(self) -> str:
+        """Address of the job server of Ray's head."""
+        return f"http://{self.head.address}:8265"
 
     def build(self, number: int) -> None:
         """Set up the switch and the hosts."""
@@ -180,6 +189,7 @@ class Hosts:
             self.hosts.append(host)
             self._plug(host, number)
             host.power_on()
+        self.head = self.hosts[0]
 
     def _plug(self, host: Host, number: int) -> None:
         _call("ip", "netns", "add", host.namespace)
@@ -206,11 +216,15 @@ class Hosts:
         """Put the cable of a host back."""
         self._link("set", host.port, "up")
 
-    def disturb(self, host: Host, *, delay_ms: float, loss_percent: float) -> str:
-        """Delay all packets to a host, and lose some; return why the kernel cannot, if so."""
-        netem = ("netem", "delay", f"{delay_ms}ms", "loss", f"{loss_percent}%")
-        words = ("ip", "netns", "exec", self.switch, "tc", "qdisc", "add", "dev", host.port, "root", *netem)
-        return subprocess.run(words, check=False, capture_output=True, text=True, timeout=_SECONDS).stderr.strip()
+    def disturb(self, host: Host, disturbance: Disturbance) -> Relay:
+        """Replace the cable of a host by one that delays and loses frames; skip the test where that cannot be."""
+        bridge = f"br-{host.port}"
+        self._link("add", bridge, "type", "bridge", "forward_delay", "0")
+        self._link("set", bridge, "up")
+        relay = Relay(self.switch, ("br0", bridge), f"tap-{host.port}", disturbance)
+        self._link("set", host.port, "master", bridge)
+        self.relays.append(relay)
+        return relay
 
     def allow_only(self, host: Host, port: int) -> None:
         """Let a host reach one port of the first host alone: it is cut off from Ray, and not from storage."""
@@ -220,10 +234,21 @@ class Hosts:
 
     def start_head(self, *, num_cpus: int = 1, **variables: str) -> None:
         """Start Ray's head on the first host, with these environment variables."""
-        head = self.hosts[0]
-        head.start_ray("--head", "--port=6379", "--include-dashboard=false", num_cpus=num_cpus, **variables)
-        connect = ["bash", "-c", f"exec 3<>/dev/tcp/{head.address}/6379"]
-        wait_until(lambda: _call(*head.prefix, *connect, check=False) == 0, "Ray's head answers")
+        self._start_head(self.hosts[0], "--include-dashboard=false", num_cpus=num_cpus, **variables)
+
+    def start_head_with_job_server(self, on: Host, *, num_cpus: int = 1) -> None:
+        """Start Ray's head on a host, with its job server."""
+        self._start_head(on, "--include-dashboard=true", f"--dashboard-host={on.address}", num_cpus=num_cpus)
+        self._wait_for_port(8265)
+
+    def _start_head(self, on: Host, *options: str, num_cpus: int, **variables: str) -> None:
+        self.head = on
+        on.start_ray("--head", "--port=6379", *options, num_cpus=num_cpus, **variables)
+        self._wait_for_port(6379)
+
+    def _wait_for_port(self, port: int) -> None:
+        connect = ["bash", "-c", f"exec 3<>/dev/tcp/{self.head.address}/{port}"]
+        wait_until(lambda: _call(*self.head.prefix, *connect, check=False) == 0, "Ray's head answers")
 
     def set_environment(self, variables: Mapping[str, str]) -> None:
         """Add environment variables to all that is started on the hosts from now on."""
@@ -236,9 +261,9 @@ class Hosts:
 
     @contextmanager
     def holding(self, num_cpus: int = 0, *, of: int) -> Iterator[None]:
-        """Wait until Ray has ``of`` CPUs, and occupy some of the first host's meanwhile."""
+        """Wait until Ray has ``of`` CPUs, and occupy some of the head's host meanwhile."""
         holder = subprocess.Popen(
-            [*self.hosts[0].prefix, sys.executable, "-c", _HOLDER, self.address, str(of), str(num_cpus)],
+            [*self.head.prefix, sys.executable, "-c", _HOLDER, self.address, str(of), str(num_cpus)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
         )  # fmt: skip
         try:
@@ -254,6 +279,8 @@ class Hosts:
 
     def end(self) -> None:
         """End everything on the hosts, and take them and the switch away."""
+        for relay in self.relays:
+            relay.end()
         for host in self.hosts:
             host.power_off()
         for namespace in (self.switch, *(host.namespace for host in self.hosts)):

@@ -2,6 +2,10 @@
 
 A claim is made in one step, and its submitter renews it until the cluster has the job. One that was not renewed for a
 minute (``lease.LEASE_SECONDS``) is void, and its number is used up: a cluster takes a submission id only once.
+
+Beside it ``jobs/<number>.stop.json`` says that somebody asked to stop: whoever watches that attempt, or an earlier one,
+submits no other. It is written before the attempts are looked at once more, and read after the next attempt is claimed,
+so that one of the two always sees the other.
 """
 
 from __future__ import annotations
@@ -19,13 +23,19 @@ from dataclasses import asdict, dataclass, replace
 
 from orchestrator.ledger.lease import HEARTBEAT_SECONDS, is_alive
 from orchestrator.ledger.ledger import Ledger
-from trainables.errors import StorageError
+from trainables.errors import StorageError, StudyError
 from trainables.storage.folder import Folder
 
 _logger = logging.getLogger(__name__)
 
 #: Folder of the attempts in the ledger.
 JOBS = "jobs"
+#: End of the name of the file that says that somebody asked to stop.
+_STOP = ".stop.json"
+
+
+class StopAskedError(StudyError):
+    """Somebody asked to stop the study since the attempt that is watched."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +93,10 @@ class Attempts:
         """Return the submission id of an attempt."""
         return f"{self._study}-{number}"
 
+    def number(self, job: str) -> int:
+        """Return the number of the attempt with this submission id."""
+        return int(job.removeprefix(f"{self._study}-"))
+
     def claim(self, number: int, address: str) -> Attempt | None:
         """Return the attempt of this number, now claimed by this process; None if somebody has it.
 
@@ -98,6 +112,19 @@ class Attempts:
             return None
         self._write(attempt)  # with a seal
         return attempt
+
+    def ask_to_stop(self, number: int) -> None:
+        """Make all who watch this attempt, or an earlier one, submit no other."""
+        asked = {"host": socket.gethostname(), "pid": os.getpid(), "since_ms": int(time.time() * 1000)}
+        self._folder.write_json(f"{number:06d}{_STOP}", asked)
+
+    def check_not_stopped(self, since: int | None) -> None:
+        """Raise ``StopAskedError`` if somebody asked to stop this attempt or a later one; None: nobody minds."""
+        if since is None:
+            return
+        stems = [name.removesuffix(_STOP) for name in self._folder.children() if name.endswith(_STOP)]
+        if any(stem.isdecimal() and int(stem) >= since for stem in stems):
+            raise StopAskedError(f"somebody asked to stop the study {self._study} since its attempt {since}")
 
     @contextmanager
     def kept(self, attempt: Attempt) -> Iterator[None]:

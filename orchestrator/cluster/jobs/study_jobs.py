@@ -22,7 +22,7 @@ from orchestrator.cluster.exit_codes import (
     STOPPED,
     WRONG_REQUEST,
 )
-from orchestrator.cluster.jobs.attempts import Attempt, Attempts
+from orchestrator.cluster.jobs.attempts import Attempt, Attempts, StopAskedError
 from orchestrator.cluster.jobs.server import Job, JobExistsError, JobRequest, JobServer, JobServerError
 from orchestrator.ledger.lease import Lease
 from orchestrator.ledger.ledger import Ledger
@@ -40,6 +40,7 @@ STOP_SECONDS = 60
 STOP_VARIABLES = {"RAY_JOB_STOP_SIGNAL": "SIGTERM", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}
 #: Keys of a job's metadata.
 _LEDGER, _CLAIM = "robustsweep.ledger", "robustsweep.claim"
+_NOTHING_TO_STOP = "nothing to stop: no job runs the study"
 #: Exit codes of a shell that has not found, or may not run, the program.
 _NO_PROGRAM = (126, 127)
 
@@ -84,17 +85,23 @@ class Jobs:
     def run(self, submission: Submission, *, retries: int) -> int:
         """Submit the study, follow it to its end and return the exit code of its driver; see ``judge``.
 
-        A driver that died is submitted again, up to ``retries`` times, once its lease has run out.
+        A driver that died is submitted again, up to ``retries`` times, once its lease has run out; not if ``stop`` was
+        called meanwhile, or before.
         """
         name = self.start(submission)
         while True:
-            job = self.follow(name)
+            job, number = self.follow(name), self.attempts.number(name)
             if not is_retried(job) or retries == 0:
                 return self.conclude(name, job)
             retries -= 1
-            self.say(f"{_describe_end(name, job)}; submitting the study again, {retries} times more after this")
-            self._wait_for_lease(name, is_patient=True)
-            name = self.start(submission, patience_seconds=SILENCE_SECONDS)
+            try:
+                self.attempts.check_not_stopped(number)
+                self.say(f"{_describe_end(name, job)}; submitting the study again, {retries} times more after this")
+                self._wait_for_lease(name, is_patient=True, since=number)
+                name = self.start(submission, patience_seconds=SILENCE_SECONDS, since=number)
+            except StopAskedError:
+                self.say(f"{_describe_end(name, job)}, and somebody asked to stop the study; submit it again to go on")
+                return STOPPED
 
     def conclude(self, name: str, job: Job | None) -> int:
         """Return the exit code that stands for the end of a job (``judge``), after saying what it was."""
@@ -102,44 +109,52 @@ class Jobs:
         self.say(f"{_describe_end(name, job)}{advice}")
         return code
 
-    def start(self, submission: Submission, *, patience_seconds: float = 0.0) -> str:
+    def start(self, submission: Submission, *, patience_seconds: float = 0.0, since: int | None = None) -> str:
         """Submit the study unless a job runs it; return the submission id of the job that does.
 
         Args:
             submission: what is submitted.
             patience_seconds: how long a job server that does not answer is asked again.
+            since: number of the attempt that has ended; None: the study is submitted whoever asked to stop before.
 
         Raises:
+            StopAskedError: somebody asked to stop the study since that attempt.
             LeaseError: a driver that is no job of this cluster runs the study.
             JobServerError: the job server does not answer.
         """
         is_told = False
         while True:
             latest = self.attempts.latest()
-            job = self._insist(partial(self._find_own, latest), patience_seconds)
+            job = self._insist(partial(self._find_own, latest), patience_seconds, since)
             if latest is not None and job is not None and not job.has_ended:
                 self.say(f"the job {latest.job} runs the study already: following it, nothing is submitted")
                 return latest.job
             if latest is not None and job is None and latest.is_being_submitted:
                 if not is_told:
-                    self.say(f"process {latest.pid} on {latest.host} is submitting the job {latest.job}: waiting")
+                    self.say(f"{_describe_submitter(latest)}: waiting")
                 is_told = True
-                self.sleep(POLL_SECONDS)
+                self._pause(since)
                 continue
             if latest is None:
                 Lease(self.ledger).check()
-            elif not self._wait_for_lease(latest.job, is_patient=False):
+            elif not self._wait_for_lease(latest.job, is_patient=False, since=since):
                 continue
             attempt = self.attempts.claim(1 if latest is None else latest.number + 1, self.server.address)
             if attempt is None:
                 continue
             with self.attempts.kept(attempt):
-                has_job = self._insist(partial(self._submit, attempt, submission), patience_seconds)
+                self.attempts.check_not_stopped(since)  # whoever asks from now on sees this attempt
+                has_job = self._insist(partial(self._submit, attempt, submission), patience_seconds, since)
             if has_job:
                 self.say(f"submitted the job {attempt.job} to {self.server.address}")
                 return attempt.job
 
-    def _insist(self, ask: Callable[[], T], patience_seconds: float) -> T:
+    def _pause(self, since: int | None) -> None:
+        """Wait for a moment; raise ``StopAskedError`` if somebody asked to stop the study since this attempt."""
+        self.sleep(POLL_SECONDS)
+        self.attempts.check_not_stopped(since)
+
+    def _insist(self, ask: Callable[[], T], patience_seconds: float, since: int | None) -> T:
         """Return the answer of the job server, which is asked again for some time if there is none."""
         silent = 0.0
         while True:
@@ -150,7 +165,7 @@ class Jobs:
                     raise
                 if silent == 0.0:
                     self.say(f"{error}; asking again")
-            self.sleep(POLL_SECONDS)
+            self._pause(since)
             silent += POLL_SECONDS
 
     def _submit(self, attempt: Attempt, submission: Submission) -> bool:
@@ -181,13 +196,14 @@ class Jobs:
         job = None if attempt is None else self.server.find(attempt.job)
         return job if job is not None and job.metadata.get(_LEDGER) == self.ledger.root.uri else None
 
-    def _wait_for_lease(self, name: str, *, is_patient: bool) -> bool:
+    def _wait_for_lease(self, name: str, *, is_patient: bool, since: int | None = None) -> bool:
         """Wait until no driver holds the lease; return False if another attempt was made meanwhile.
 
         The driver of a job that has ended holds it for up to a minute. One that renews it lives, whatever the job
         server says of the job, and is waited for if ``is_patient``.
 
         Raises:
+            StopAskedError: somebody asked to stop the study since the attempt of the number ``since``.
             LeaseError: a driver renews it, and ``is_patient`` is false.
         """
         first, before = Lease(self.ledger).holder(), self.attempts.latest()
@@ -197,7 +213,7 @@ class Jobs:
                 f"the job {name} has ended, and {_describe_holder(holder)}: waiting until it runs out or is renewed"
             )
         while holder is not None:
-            self.sleep(POLL_SECONDS)
+            self._pause(since)
             if self.attempts.latest() != before:
                 return False
             holder = Lease(self.ledger).holder()
@@ -256,18 +272,36 @@ class Jobs:
     def stop(self) -> str:
         """Ask the job that runs the study to stop in order, wait for its end and return what happened.
 
+        Nobody who watches the study (``run``) submits it again, whether its job runs, has died or is being submitted.
+
         Raises:
             LeaseError: the study is run by a driver that is no job of this cluster.
+            JobServerError: the job server does not answer. A job that runs goes on; it is not submitted again.
         """
-        latest = self.attempts.latest()
-        job = self._find_own(latest)
-        if latest is None or job is None or job.has_ended:
-            Lease(self.ledger).check()
-            return "nothing to stop: no job runs the study"
-        self.server.stop(latest.job)
-        self.say(f"asked the job {latest.job} to stop, which may take {STOP_SECONDS} s")
-        job = self.follow(latest.job)
-        return _describe_end(latest.job, job)
+        said, is_told = "", False
+        while True:
+            latest = self.attempts.latest()
+            if latest is None:
+                Lease(self.ledger).check()
+                return _NOTHING_TO_STOP
+            self.attempts.ask_to_stop(latest.number)
+            job = self._find_own(latest)
+            if job is not None and not job.has_ended:
+                self.server.stop(latest.job)
+                self.say(f"asked the job {latest.job} to stop, which may take {STOP_SECONDS} s")
+                said = _describe_end(latest.job, self.follow(latest.job))
+            elif job is None and latest.is_being_submitted:
+                if not is_told:
+                    self.say(f"{_describe_submitter(latest)}: waiting for the job, or for the end of its submission")
+                is_told = True
+                self.sleep(POLL_SECONDS)
+                continue
+            elif self._wait_for_lease(latest.job, is_patient=False):
+                Lease(self.ledger).check()
+                others = ", and whoever watches it submits it no more" if is_retried(job) else ""
+                said = said or f"{_NOTHING_TO_STOP}{others}"
+            if said and self.attempts.latest() == latest:
+                return said
 
     def describe(self) -> str:
         """Return a line about the last attempt."""
@@ -312,6 +346,10 @@ def judge(job: Job | None) -> tuple[int, str]:
     if job.exit_code in (INCOMPLETE, WRONG_REQUEST, OUT_OF_BUDGET):
         return job.exit_code, ""
     return INFRASTRUCTURE, go_on
+
+
+def _describe_submitter(attempt: Attempt) -> str:
+    return f"process {attempt.pid} on {attempt.host} is submitting the job {attempt.job}"
 
 
 def _describe_holder(holder: Mapping[str, Any]) -> str:
