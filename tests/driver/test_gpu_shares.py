@@ -119,7 +119,11 @@ def test_ray_goes_on_with_a_larger_share(tmp_path: Path, cache_dir: Path) -> Non
     works = make_works()
     place = Place(tmp_path / "acted", *works)
     runtime: Any = SimpleNamespace(
-        wait_for_ray=connection.ray.cluster_resources, dashboard=None, is_local=True, local_resources=None
+        wait_for_ray=connection.ray.cluster_resources,
+        dashboard=None,
+        is_local=True,
+        local_resources=None,
+        probed_nodes=None,
     )
     execute_in_ray(prepared, cast(Runtime, runtime), place.dispatcher, stop=place.stop, print_line=place.said.append)
     check(place, works)

@@ -30,7 +30,7 @@ def keep_freed_memory() -> None:
 
 @cache
 def keep_all_freed_memory() -> None:
-    """Let glibc keep all memory that is freed in blocks up to 1 GiB, for a process that trains until it ends.
+    """Keep all memory that is freed in blocks up to 1 GiB, for a process that trains until it ends.
 
     Activations of a segmentation are larger than what :func:`keep_freed_memory` keeps: every step gets them anew, page
     by page, in a tenth of its time (``benchmarks/segmentation_training.py``). Other C libraries are not affected.
