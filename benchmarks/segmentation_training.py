@@ -26,6 +26,7 @@ from common import Line
 from torch import Tensor
 from torch.nn import functional as F
 
+from trainables.augmentation.memory import keep_all_freed_memory
 from trainables.config import Execution, TrialConfig
 from trainables.data.dataset import Dataset, ImageSet
 from trainables.models.networks import Classifier
@@ -147,6 +148,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     options = parser.parse_args()
     prepare_process(Execution(device="cpu", num_threads=1))
+    keep_all_freed_memory()  # as the process of a trial does; the bare loop, which runs in this one, gains as much
     sets = {"train": options.images, "val": max(2, options.images // 8), "test": 2}
     splits = {name: make_set(name, count, options.image_size) for name, count in sets.items()}
     data = Dataset("discs", ("background", "disc"), "", splits, {}, components=("discs",))

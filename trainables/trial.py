@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainables.augmentation.memory import keep_all_freed_memory
 from trainables.confidence_config import ConfidNet
 from trainables.config import Execution, MatchingConfig, TrialConfig
 from trainables.data.dataset import Dataset
@@ -236,13 +235,12 @@ def run_matching(
 
 
 def prepare_process(execution: Execution) -> torch.device:
-    """Set the number of threads, what memory is kept and cuDNN's determinism for this process; return the device.
+    """Set the number of threads and cuDNN's determinism for this process; return the device.
 
     Raises:
         ConfigError: if ``execution.device`` is not a device, or there is no GPU.
     """
     torch.set_num_threads(execution.num_threads)
-    keep_all_freed_memory()
     name = execution.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"

@@ -80,12 +80,14 @@ def _run_work(request: Mapping[str, Any], report: Any) -> None:
 
 
 def _train(request: Mapping[str, Any], folder: Folder, report: Any) -> None:
+    from trainables.augmentation.memory import keep_all_freed_memory
     from trainables.config import Execution, MatchingConfig, StageConfig, TrialConfig
     from trainables.stage import run_stage
     from trainables.storage.folder import Folder
     from trainables.training.stopping import StopTraining
     from trainables.trial import run_matching, run_trial
 
+    keep_all_freed_memory()  # it is this process's own: it ends with the stage or trial
     if "heard" in request:
         report = ending_if_orphaned(report, Path(request["heard"]), request["orphan_seconds"])
     execution = Execution.model_validate(request["execution"])
