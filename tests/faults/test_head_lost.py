@@ -24,6 +24,7 @@ from tests.faults.test_three_hosts import (
     run_undisturbed,
     wait_for,
 )
+from tests.faults.test_two_hosts import trials_on
 from tests.support.host_services import Services, serving
 from tests.support.hosts import Hosts, running_hosts
 from tests.support.processes import is_running, wait_until
@@ -83,7 +84,7 @@ def test_a_head_that_is_lost_with_its_host(place: Place, hosts: Hosts, services:
     assert "submitted the job tiny-1 to " in interrupt(first)
     hosts.start_head_with_job_server(d)
     second = submit(place, hosts, services)
-    wait_for(second, lambda: name in find_training(place, d), "the other head's host trains it, too")
+    wait_for(second, lambda: name in trials_on(place, d).values(), "the other head's host trains it, too")
     os.kill(pid, signal.SIGCONT)
     wait_until(lambda: not is_running(pid), "the attempt of the worker is refused, or has ended with Ray there")
     out, errors = second.communicate(timeout=SECONDS)
