@@ -37,11 +37,13 @@ check: install
 docs: install
 	$(BIN)/python -m docs.site
 
-# A sample of the long ones: a node lost, a disk full in Ray, the driver killed and stopped, a study that grows and fails.
+# A sample of the long ones: a node lost, a disk full in Ray, the driver killed and stopped, a study that grows and fails,
+# damaged files of trials, a terminal that knows ASCII only.
 .PHONY: faults-sample
 faults-sample: install
-	$(BIN)/python -m pytest tests/faults tests/e2e -m long \
-	  -k "lost_node or (while_trials_train and Ray) or interrupted_and_killed or (hurry and signals0) or grows_fails"
+	$(BIN)/python -m pytest tests/faults tests/e2e tests/cli/test_main.py -m long \
+	  -k "lost_node or (while_trials_train and Ray) or interrupted_and_killed or (hurry and signals0) or grows_fails \
+	  or (damaged_trials and cut) or (every_character and ascii)"
 
 format: install
 	$(BIN)/ruff check --fix .

@@ -264,10 +264,8 @@ def test_report_and_sync_say_what_they_did(call: Call, finished_study: FinishedS
     assert "0 records shipped" in call("sync", *place.flags).out
 
 
-@pytest.mark.parametrize(
-    "encoding",
-    ["ascii", pytest.param("cp1252", marks=pytest.mark.long), pytest.param("latin-1", marks=pytest.mark.long)],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "latin-1"])
 def test_output_that_cannot_show_every_character_is_no_failure(
     encoding: str, finished_study: FinishedStudy, tmp_path: Path
 ) -> None:

@@ -94,7 +94,8 @@ def some(*hows: str) -> list[object]:
     return [how if how in hows else pytest.param(how, marks=pytest.mark.long) for how in HOWS]
 
 
-@pytest.mark.parametrize("how", some("cut"))
+@pytest.mark.long
+@pytest.mark.parametrize("how", HOWS)
 def test_damaged_trials_and_the_encoder(finished_study: FinishedStudy, tmp_path: Path, how: str) -> None:
     """A different file of each trial, and the encoder of the stage that two of them need."""
     place = copy_place(finished_study.place, tmp_path)

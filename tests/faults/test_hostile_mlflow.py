@@ -132,6 +132,24 @@ def test_places_that_are_used() -> None:
     check_place("postgresql://host/x", "/anywhere/1/x/artifacts", within="/anywhere/1")
 
 
+def test_a_folder_that_the_user_has_named_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    for place in ("/nfs/runs/7", "file:///nfs/runs/7/x/artifacts", "file:///nfs/runs"):
+        with pytest.raises(RefusedError, match="name it in ROBUSTSWEEP_ARTIFACT_ROOT"):
+            check_place("http://host:5000", place)
+    monkeypatch.setenv("ROBUSTSWEEP_ARTIFACT_ROOT", "/nfs/runs")
+    for place in ("/nfs/runs/7", "file:///nfs/runs/7/x/artifacts", "file:///nfs/runs"):
+        check_place("http://host:5000", place)
+    for place in (
+        "/nfs/runs/../x",
+        "file:///nfs/other",
+        "file://elsewhere/nfs/runs/7",
+        "/etc",
+        "sftp://host/nfs/runs/7",
+    ):
+        with pytest.raises(RefusedError, match="nothing is written there"):
+            check_place("http://host:5000", place)
+
+
 @pytest.mark.parametrize("place", ["file:///etc", "/a/../etc", "file:///a/%2e%2e/etc", "s3://a/b", "file://host/a/b"])
 def test_files_of_a_run_lie_in_its_experiment(place: str) -> None:
     with pytest.raises(RefusedError, match="outside of those of its experiment"):

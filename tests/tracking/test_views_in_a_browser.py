@@ -67,7 +67,10 @@ def test_trials_opens_on_a_table_with_factors_and_headline_numbers_first(server:
     assert server.links.trials is not None
     browser.open(server.links.trials)
     browser.wait_for("document.querySelectorAll('.ag-center-cols-container .ag-row').length >= 20")
-    columns = browser.run("return [...document.querySelectorAll('.ag-header-cell')].map(e => e.getAttribute('col-id'))")
+    columns = browser.run(  # from left to right: the order of the elements is that in which they were made
+        "return [...document.querySelectorAll('.ag-header-cell')].sort((a, b) => "
+        "a.getBoundingClientRect().left - b.getBoundingClientRect().left).map(e => e.getAttribute('col-id'))"
+    )
     first = [name for name in columns if name is not None and name.startswith(("params", "metrics"))]
     assert first[:5] == [
         "params.`pretraining`", "params.`augmentation`", "params.`replicate`", "metrics.`id/balanced_accuracy`",
