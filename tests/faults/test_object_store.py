@@ -207,7 +207,8 @@ from tests.support.scripted_fork_server import MODULE
 ledger, said, works = Ledger(sys.argv[2], "s"), [], []
 
 def add(number):
-    works.extend(make_trial(f"nap {len(works) + each}") for each in range(number))
+    begin = len(works)
+    works.extend(make_trial(f"nap {begin + each}") for each in range(number))
     return works[-number:]
 
 def find_more():
