@@ -7,7 +7,6 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,19 +22,6 @@ from tests.support.submitters import Submitter, hold_lease, names
 from trainables.errors import InfrastructureError, LeaseError
 
 PATIENT = "while :; do sleep 0.02; done"
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Ledger:
-    return Ledger(str(tmp_path / "results"), "tiny")
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[LocalJobServer]:
-    (tmp_path / "cluster").mkdir()
-    server = LocalJobServer(tmp_path / "cluster")
-    yield server
-    server.end()
 
 
 def test_the_job_server_of_these_tests_does_what_a_real_one_does(server: LocalJobServer, tmp_path: Path) -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 
@@ -27,19 +26,6 @@ ASKED = (
     "the job tiny-1 has failed: its driver was killed by signal 9, and somebody asked to stop the study; "
     "submit it again to go on"
 )
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Ledger:
-    return Ledger(str(tmp_path / "results"), "tiny")
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[LocalJobServer]:
-    (tmp_path / "cluster").mkdir()
-    server = LocalJobServer(tmp_path / "cluster")
-    yield server
-    server.end()
 
 
 class Stopper:

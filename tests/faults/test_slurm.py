@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def digest(place: Place) -> str:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Place:
-    """An undisturbed study, trained for so long that a job of two minutes does not finish it."""
+    """An undisturbed study, trained for so long that it can be disturbed."""
     place = make_long_place(tmp_path_factory.mktemp("whole"), cache_dir)
     assert place.call("run").returncode == 0
     return place
@@ -82,9 +83,15 @@ def test_a_study_that_outlasts_its_time_limit_goes_on_by_itself(
     slurm: Slurm, whole: Place, tmp_path: Path, cache_dir: Path
 ) -> None:
     place = make_long_place(tmp_path, cache_dir)
-    job = submit(slurm, place, "slurm.sbatch", "--time=2", "--signal=B:TERM@50")
-    slurm.wait_for(job, "COMPLETED", 800.0)
-    assert read_outputs(place).count("stopped; go on with") >= 1
+    job, submitted = submit(slurm, place, "slurm.sbatch", "--time=30", "--signal=B:TERM@110"), time.monotonic()
+    wait_until(lambda: len(stamps(place)) >= 1, "a stage or trial has begun", 180.0)
+    # The limit comes one to two minutes from now, and SLURM's signal within ten seconds: whatever the machine's speed.
+    minutes = int((time.monotonic() - submitted) // 60) + 2
+    slurm.call("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}")
+    wait_until(lambda: "stopped; go on with" in read_outputs(place), "the driver has stopped in order", 120.0)
+    wait_until(lambda: slurm.find_state(job) == "PENDING", "the job is back in the queue", 60.0)
+    slurm.call("scontrol", "update", f"JobId={job}", "TimeLimit=30")
+    slurm.wait_for(job, "COMPLETED", 400.0)
     check(place, whole)
 
 
