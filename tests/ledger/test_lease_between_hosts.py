@@ -77,7 +77,7 @@ def find_child(driver: subprocess.Popen[str]) -> int:
 
 
 def test_the_second_host_is_refused_and_takes_over_from_one_that_is_silent(
-    start: Callable[[str, str], subprocess.Popen[str]],
+    start: Callable[[str, str], subprocess.Popen[str]], tmp_path: Path
 ) -> None:
     first = start("alpha", "at once")
     assert read_line(first) == "took it"
@@ -86,10 +86,14 @@ def test_the_second_host_is_refused_and_takes_over_from_one_that_is_silent(
     assert said.startswith("refused: the study in "), said
     assert "is being run by process 1 on alpha since" in said  # also the number of every other host's first process
 
-    os.kill(find_child(first), signal.SIGSTOP)  # a machine that sleeps
+    # A machine that sleeps. Just after a renewal: between the reading and the writing of one it would take the lease back.
+    lease, asleep = tmp_path / "s" / "lease.json", find_child(first)
+    renewed = lease.stat().st_mtime_ns
+    wait_until(lambda: lease.stat().st_mtime_ns != renewed, "the lease is renewed")
+    os.kill(asleep, signal.SIGSTOP)
     third = start("beta", "waits")
     assert read_line(third) == "took it"
-    os.kill(find_child(first), signal.SIGCONT)
+    os.kill(asleep, signal.SIGCONT)
     assert read_line(first) == "interrupted"
     said = read_line(first)
     assert said.startswith("refused: refused to write into "), said
