@@ -86,7 +86,7 @@ def test_the_second_host_is_refused_and_takes_over_from_one_that_is_silent(
     assert said.startswith("refused: the study in "), said
     assert "is being run by process 1 on alpha since" in said  # also the number of every other host's first process
 
-    # A machine that sleeps. Just after a renewal: between the reading and the writing of one it would take the lease back.
+    # A machine that sleeps. Just after a renewal: between reading and writing the lease it would take it back.
     lease, asleep = tmp_path / "s" / "lease.json", find_child(first)
     renewed = lease.stat().st_mtime_ns
     wait_until(lambda: lease.stat().st_mtime_ns != renewed, "the lease is renewed")
