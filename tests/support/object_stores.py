@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import fsspec
+
 _SERVE = """
 import sys
 from moto.server import ThreadedMotoServer
@@ -25,10 +27,15 @@ KEY, SECRET = "AKIAOBJECTSTORETESTS", "object-store-secret-f00dfeed"
 def serve_s3(*, address: str = "127.0.0.1", prefix: Sequence[str] = ()) -> Iterator[dict[str, str]]:
     """Run an empty store; yield the environment in which every client finds it.
 
+    fsspec keeps its clients by their arguments, not by the environment that named their store: those that this process
+    made before belong to other stores and are forgotten, and so are those of this store at the end.
+
     Args:
         address: where it listens.
         prefix: words before the command, that run it on another host.
     """
+    clients = fsspec.get_filesystem_class("s3")
+    clients.clear_instance_cache()
     server = subprocess.Popen(
         [*prefix, sys.executable, "-c", _SERVE, address],
         stdin=subprocess.PIPE,
@@ -45,6 +52,7 @@ def serve_s3(*, address: str = "127.0.0.1", prefix: Sequence[str] = ()) -> Itera
             "AWS_DEFAULT_REGION": "us-east-1",
         }
     finally:
+        clients.clear_instance_cache()
         server.send_signal(signal.SIGTERM)
         server.communicate(timeout=30)
 

@@ -26,7 +26,6 @@ def store() -> Iterator[dict[str, str]]:
             for name, value in environment.items():
                 patch.setenv(name, value)
             yield environment
-            fsspec.get_filesystem_class("s3").clear_instance_cache()
 
 
 def test_all_pages_and_all_characters_are_found(store: dict[str, str]) -> None:
