@@ -63,6 +63,7 @@ FULL = (
     ("attribution.py",),
     ("segmentation.py",),
     ("segmentation_training.py",),
+    ("joint_training.py",),
     ("pretraining.py",),
     ("pretraining_stages.py",),
     ("simulation.py", "--cluster"),

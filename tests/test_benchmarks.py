@@ -54,6 +54,7 @@ SCRIPTS = (
     "pretraining_stages",
     "segmentation",
     "segmentation_training",
+    "joint_training",
     "retina_vessels",
     "device_speed",
     "gpu_check",

@@ -12,10 +12,8 @@ from typing import Any
 
 from trainables.config import Execution, StageConfig, TrainingConfig
 from trainables.data.dataset import Dataset
-from trainables.errors import ConfigError
 from trainables.models.networks import Classifier
 from trainables.pretraining.imagenet import describe_weights
-from trainables.pretraining.processes import find_processes
 from trainables.pretraining.sources import join_training, load_sources
 from trainables.pretraining_config import SupervisedPretraining
 from trainables.regularisers import NoRegulariser
@@ -24,6 +22,7 @@ from trainables.storage.checkpoint import is_trained, load_weights, remove_check
 from trainables.storage.completeness import EPOCHS, RESULT
 from trainables.storage.folder import Folder
 from trainables.training.acceleration import Choice, default_choice
+from trainables.training.joint.processes import find_processes
 from trainables.training.loop import Outcome, resolve_precision
 from trainables.training.provenance import Start, describe_run, reset_gpu_peak
 from trainables.trial import (
@@ -52,30 +51,27 @@ def run_stage(
     """Train one step, write ``encoder.safetensors`` and return the content of ``result.json``.
 
     Arguments and errors are those of ``trial.run_trial``, but a stage is never stopped early; ``encoder`` is the folder
-    of the finished stage of the step before it, None if that is not trained. A contrastive step may be trained by
-    several processes: each calls this with the same arguments and has a device of its own; ``torch.distributed``, which
-    the caller has initialised, joins them. The first one alone writes and reports; the others return {}.
+    of the finished stage of the step before it, None if that is not trained. A step may be trained by several
+    processes: each calls this with the same arguments and has a device of its own; ``torch.distributed``, which the
+    caller has initialised, joins them. The first one alone writes and reports; the others return {}.
 
     Raises:
-        ConfigError: several processes were asked to train with labels, too.
         PeerLostError: another process is gone.
     """
     started, processes = Start.now(), find_processes()
     device = prepare_process(execution)
     reset_gpu_peak(device)
     step = config.pretraining
-    if processes.count > 1 and isinstance(step, SupervisedPretraining):
-        raise ConfigError(f"pretraining: asked {processes.count} processes to train a supervised step, expected one")
     data = load_sources(step.sources or (config.data,), cache_dir=execution.cache_dir.expanduser())
-    if processes.is_first:
-        report({"event": "started", "epochs": step.epochs})
+    tell = report if processes.is_first else lambda event: None
+    tell({"event": "started", "epochs": step.epochs})
     seed_everything(derive_seed(config.seed, config.stream, "stage"))
     model = build_network(config.model, step.init, data[0], NoRegulariser(), config.task)
     load_encoder(model, step.init, encoder)
     choice = default_choice(config.model, model, resolve_precision(TrainingConfig(), device), device)
-    if not is_trained(folder, ENCODER):
+    if not processes.agree(processes.is_first and is_trained(folder, ENCODER)):
         model = choice.place(model.to(device))
-        _train(model, data, config, choice, signature=signature, folder=folder, report=report)
+        _train(model, data, config, choice, signature=signature, folder=folder, report=tell)
         if processes.is_first:
             save_weights(folder, ENCODER, model.encoder_state(), {"signature": signature})
     if not processes.is_first:

@@ -1,7 +1,7 @@
 """MAIN PATH below the orchestrator: train and evaluate the model of one config, write its folder.
 
-``run_trial`` (and ``stage.run_stage``) can be called from a notebook, a debugger or a bare GPU machine; they do not use
-Ray or MLflow. They write the folder that the ledger reads:
+``run_trial`` and ``stage.run_stage`` (in several processes ``train_trial`` before ``run_trial``) can be called from a
+notebook, a debugger or a bare GPU machine; they do not use Ray or MLflow. They write the folder that the ledger reads:
 
     epochs.jsonl  checkpoint.safetensors (of ConfidNet in ``confidence/``)  model.safetensors  predictions/<set>.npz
     detection.json  representation.json  attribution.npz  cases/<set>.npz  result.json (last)
@@ -50,6 +50,7 @@ from trainables.tasks.find import find_task
 from trainables.tasks.task import Trained
 from trainables.training.acceleration import Choice, default_choice
 from trainables.training.confidnet import describe_undefined, train_confidnet
+from trainables.training.joint.processes import find_processes
 from trainables.training.loop import Outcome, resolve_precision, train_learner
 from trainables.training.provenance import Start, describe_run, reset_gpu_peak
 from trainables.training.stopping import with_stop_check
@@ -116,6 +117,7 @@ def run_trial(
     result = {"status": "complete", **found, "num_quarantined": len(data.quarantined)}
     report({"event": "scores", "metrics": {name: result["metrics"].get(name) for name in task.scores}})
     result |= describe_run(signature, started, outcome, device, choice, execution)
+    result["environment"]["processes"] = folder.read_lines(EPOCHS)[outcome.epochs - 1].get("processes", 1)
     result["transfer"] = describe_trained_part(model, config, data)
     result["undefined"] |= describe_undefined(folder.read_lines(EPOCHS))
     result |= describe_weights(config.model.name, config.pretraining)
@@ -124,6 +126,39 @@ def run_trial(
     result["checkpoint_sha256"] = result["files"][MODEL]["sha256"]
     folder.write_json(RESULT, result)
     return result
+
+
+def train_trial(
+    config: TrialConfig,
+    *,
+    signature: str,
+    folder: Folder,
+    execution: Execution,
+    encoder: Folder | None = None,
+    matching: Folder | None = None,
+    report: Report = lambda event: None,
+) -> None:
+    """Train one model in several processes; leave its last checkpoint, from which ``run_trial`` goes on in one process.
+
+    Each process calls this with the same arguments and has a device of its own; ``torch.distributed``, which the caller
+    has initialised, joins them. The first one alone writes and reports; ``trained`` is the last event.
+
+    Arguments and errors are those of ``run_trial``; also:
+
+    Raises:
+        PeerLostError: another process is gone.
+    """
+    processes, device = find_processes(), prepare_process(execution)
+    tell = report if processes.is_first else lambda event: None
+    data = load_evaluated(config.data, config.evaluation, cache_dir=execution.cache_dir.expanduser())
+    config = config.model_copy(update={"evaluation": read_matched(config.evaluation, matching)})
+    find_task(config.task).check(config, data)
+    tell({"event": "started", "epochs": config.training.total_epochs})
+    if not processes.agree(processes.is_first and is_trained(folder, MODEL)):
+        model, choice = _place_model(config, data, execution, device, encoder=encoder)
+        choice = choice.model_copy(update={"compiled": False})  # batch statistics are not those of the compiled network
+        _fit((model, choice), data, config, signature, folder, execution, report=tell)
+    tell({"event": "trained"})
 
 
 def _train(
@@ -137,30 +172,18 @@ def _train(
     report: Report,
 ) -> tuple[Classifier, Outcome, Choice]:
     """Return the trained model, from its file if an earlier call has written it; checkpoints are removed."""
-    device = prepare_process(execution)
-    task = find_task(config.task)
-    model = build_initial_model(config, data, encoder=encoder).to(device)
-    default = default_choice(config.model, model, resolve_precision(config.training, device), device)
-    choice = task.choose_acceleration(config, model, data, execution, default)
-    reset_gpu_peak(device)
-    model = choice.place(model)
+    model, choice = _place_model(config, data, execution, prepare_process(execution), encoder=encoder)
     if not is_trained(folder, MODEL):
-
-        def tell(record: dict[str, Any]) -> None:
-            report({"event": "epoch", **record})
-
-        num_epochs = config.training.epochs
-        with task.open_learner(model, data, config, choice, execution) as learner:
-            outcome = train_learner(
-                learner,
+        outcome = _fit((model, choice), data, config, signature, folder, execution, report=report)
+        if isinstance(config.training.confidence, ConfidNet):
+            best = train_confidnet(
+                model,
+                data,
                 config,
                 signature=signature,
                 folder=folder,
-                report=with_stop_check(tell, folder, num_epochs=num_epochs) if execution.early_stopping else tell,
-            )
-        if isinstance(config.training.confidence, ConfidNet):
-            best = train_confidnet(
-                model, data, config, signature=signature, folder=folder, report=tell, acceleration=choice
+                report=_as_event(report),
+                acceleration=choice,
             )
             outcome = replace(outcome, confidence_epoch=best)
         save_weights(folder, MODEL, model.state_dict(), {"signature": signature, "outcome": asdict(outcome)})
@@ -169,6 +192,50 @@ def _train(
     outcome = _load_model(model, folder, signature)
     remove_checkpoints(folder)
     return model, outcome, choice
+
+
+def _place_model(
+    config: TrialConfig, data: Dataset, execution: Execution, device: torch.device, *, encoder: Folder | None
+) -> tuple[Classifier, Choice]:
+    """Return the network with its initial weights on its device, and how it runs there."""
+    model = build_initial_model(config, data, encoder=encoder).to(device)
+    default = default_choice(config.model, model, resolve_precision(config.training, device), device)
+    choice = find_task(config.task).choose_acceleration(config, model, data, execution, default)
+    reset_gpu_peak(device)
+    return choice.place(model), choice
+
+
+def _fit(
+    placed: tuple[Classifier, Choice],
+    data: Dataset,
+    config: TrialConfig,
+    signature: str,
+    folder: Folder,
+    execution: Execution,
+    *,
+    report: Report,
+) -> Outcome:
+    """Train the model in place, from its last checkpoint; with ``execution.early_stopping`` stop where it says so.
+
+    Args:
+        placed: network and how it runs (``_place_model``).
+        data: data set.
+        config: config of the trial.
+        signature: identity of the trial.
+        folder: folder of the trial.
+        execution: device, threads and caches.
+        report: callback for progress events.
+    """
+    (model, choice), tell = placed, _as_event(report)
+    if execution.early_stopping:
+        tell = with_stop_check(tell, folder, num_epochs=config.training.epochs, processes=find_processes())
+    with find_task(config.task).open_learner(model, data, config, choice, execution) as learner:
+        return train_learner(learner, config, signature=signature, folder=folder, report=tell)
+
+
+def _as_event(report: Report) -> Report:
+    """Return a callback for the record of an epoch, which reports it as an event."""
+    return lambda record: report({"event": "epoch", **record})
 
 
 def describe_result_files(folder: Folder, names: list[str]) -> dict[str, dict[str, Any]]:

@@ -22,7 +22,7 @@ from orchestrator.cluster.cluster_size import ClusterSize
 from orchestrator.cluster.connection import ray, tune
 from orchestrator.cluster.late_nodes import RETRY_SECONDS, LateSlot, make_runner
 from orchestrator.cluster.ray_thread import CHECK_SECONDS, RayThread
-from orchestrator.execution.chunk_runner import pack, unpack
+from orchestrator.execution.chunk_settings import pack, unpack
 from orchestrator.execution.dispatcher import Dispatcher
 from orchestrator.execution.fork_client import MEMORY_ADVICE
 from orchestrator.execution.resources import Slots, num_slots
@@ -214,7 +214,7 @@ def execute(
 ) -> None:
     """Run the dispatcher's chunks until every stage and trial is complete or failed, or soon after ``stop`` is set.
 
-    Also ends where all that is left waits for a stage of several processes (``stage_trainer``), or for a larger share
+    Also ends where all that is left waits for several processes (``joint_trainer``), or for a larger share
     of a GPU (``Dispatcher.waits_for_share``).
 
     Args:

@@ -84,8 +84,9 @@ def _train(request: Mapping[str, Any], folder: Folder, report: Any) -> None:
     from trainables.config import Execution, MatchingConfig, StageConfig, TrialConfig
     from trainables.stage import run_stage
     from trainables.storage.folder import Folder
+    from trainables.training.joint.processes import find_processes
     from trainables.training.stopping import StopTraining
-    from trainables.trial import run_matching, run_trial
+    from trainables.trial import run_matching, run_trial, train_trial
 
     keep_all_freed_memory()  # it is this process's own: it ends with the stage or trial
     if "heard" in request:
@@ -103,8 +104,9 @@ def _train(request: Mapping[str, Any], folder: Folder, report: Any) -> None:
         run_stage(stage, signature=signature, folder=folder, execution=execution, encoder=start, report=report)
         return
     trial = TrialConfig.model_validate(record["config"])
+    run = run_trial if find_processes().count == 1 else train_trial  # a slot evaluates it then
     try:
-        run_trial(trial, signature=signature, folder=folder, execution=execution, report=report, **stages)
+        run(trial, signature=signature, folder=folder, execution=execution, report=report, **stages)
     except StopTraining as stop:
         report({"event": "stopped_early", "epoch": stop.epoch})
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from orchestrator.driver.prepare import Prepared, resolve_execution
 from orchestrator.execution.gpu_sharing import choose_gpus_per_trial
-from orchestrator.execution.resources import Slots, count_gpus, is_joint_stage, num_slots
+from orchestrator.execution.resources import Slots, count_gpus, needs_slot, num_slots
 from orchestrator.ledger.durations import took_seconds
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.planning.identity import compute_identity
@@ -151,7 +151,7 @@ def _count_slots(prepared: Prepared) -> tuple[int, float]:
     if gpus == "auto" and num_gpus:
         records = [each for kind in ("stage", "trial") for each in prepared.ledger.records(kind, states=(COMPLETE,))]
         works, size = prepared.actions.open + prepared.actions.held_back, execution.evaluation_batch_size
-        todo = [work for work in works if not is_joint_stage(execution, work)]
+        todo = [work for work in works if needs_slot(execution, work)]
         gpus = choose_gpus_per_trial(todo, records, evaluation_batch_size=size).gpus
     elif gpus == "auto":
         gpus = 0.0

@@ -29,7 +29,8 @@ from orchestrator.execution.resources import (
     Slots,
     check_fits,
     check_joint_fits,
-    is_joint_stage,
+    is_joint,
+    needs_slot,
     num_local_slots,
 )
 from orchestrator.execution.shared_works import SharedWorks
@@ -133,8 +134,9 @@ def make_dispatcher(
         describe=handler.describe,
         lease=lease.ticket,
     )
-    complete, is_joint = [work.signature for work in actions.skip], partial(is_joint_stage, execution)
-    todo = WorkQueue(actions.open if works is None else works, complete=complete, num_slots=1, is_joint=is_joint)
+    complete = [work.signature for work in actions.skip]
+    joint = partial(is_joint, execution)
+    todo = WorkQueue(actions.open if works is None else works, complete=complete, num_slots=1, is_joint=joint)
     return Dispatcher(
         todo,
         ledger=ledger,
@@ -207,11 +209,11 @@ def execute_in_ray(
 ) -> None:
     """Run the dispatcher's stages and trials on Ray, which replaces the driver's own slots.
 
-    Stages of several processes and the slots of Tune take turns: the processes wait until there is room for all of
+    What several processes train and the slots of Tune take turns: the processes wait until there is room for all of
     them, which slots that are never idle would not leave. So do slots with a small and with a larger share of a GPU.
     """
     resources = runtime.wait_for_ray()
-    from orchestrator.cluster import stage_trainer, tune_executor  # imports ray
+    from orchestrator.cluster import joint_trainer, tune_executor  # imports ray
 
     if runtime.dashboard is not None:
         print_line(f"Ray dashboard: {runtime.dashboard}")
@@ -221,13 +223,15 @@ def execute_in_ray(
     if runtime.is_local:
         check_fits(resources, slots)
     study, execution = prepared.study, prepared.study.execution
-    joint = JointSlots(execution.processes_per_stage, slots.cpus, 1.0 if slots.gpus else 0.0)
     while True:
-        dispatcher.set_gpus(slots.gpus, joint=joint.num_processes * joint.gpus)
-        if dispatcher.has_joint:
+        for kind, number in (("stage", execution.processes_per_stage), ("trial", execution.processes_per_trial)):
+            joint = JointSlots(number, slots.cpus, 1.0 if slots.gpus else 0.0)
+            dispatcher.set_gpus(slots.gpus, joint=joint.num_processes * joint.gpus)
+            if stop.is_set() or not dispatcher.has_joint(kind):
+                continue
             if runtime.is_local:
-                check_joint_fits(resources, joint)
-            stage_trainer.execute(dispatcher, child_process.run_request, slots=joint, stop=stop)
+                check_joint_fits(resources, joint, kind=kind)
+            joint_trainer.execute(dispatcher, child_process.run_request, kind=kind, slots=joint, stop=stop)
         if stop.is_set() or dispatcher.is_finished:
             return
         tune_executor.execute(
@@ -239,7 +243,7 @@ def execute_in_ray(
             probed=runtime.probed_nodes,
             print_line=print_line,
         )
-        if stop.is_set() or not (dispatcher.has_joint or dispatcher.waits_for_share):
+        if stop.is_set() or not (dispatcher.waits_for_joint or dispatcher.waits_for_share):
             return
         slots = enlarge_share(slots, dispatcher, print_line=print_line)
 
@@ -264,7 +268,7 @@ def resolve_slots(prepared: Prepared, resources: Mapping[str, float], *, print_l
     gpus = execution.gpus_per_trial
     if gpus == "auto" and resources.get("GPU", 0.0) > 0 and execution.device != "cpu":
         records = [record for kind in ("stage", "trial") for record in ledger.records(kind, states=(COMPLETE,))]
-        todo = [work for work in prepared.actions.open if not is_joint_stage(execution, work)]
+        todo = [work for work in prepared.actions.open if needs_slot(execution, work)]
         share = choose_gpus_per_trial(todo, records, evaluation_batch_size=execution.evaluation_batch_size)
         print_line(share.reason)
         gpus = share.gpus

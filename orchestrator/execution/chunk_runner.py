@@ -6,12 +6,10 @@ actor around a ``ChunkRunner``.
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import time
 import uuid
-import zlib
 from collections import deque
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -27,19 +25,10 @@ from trainables.errors import DiskFullError, SupersededError
 from trainables.storage.claims import Claim, exchange_claim, find_claim, parse_claim, release_claim, take_claim
 from trainables.storage.completeness import is_finished, is_stopped
 
+#: Event of a trial that several processes have trained, and that a slot is to evaluate.
+TRAINED = "trained"
 #: Setting of ``execution`` that a process may be short of memory for.
 EVALUATION_BATCH = "evaluation_batch_size"
-
-
-def pack(chunk: dict[str, Any]) -> str:
-    """Return a chunk as short text. Tune neither flattens nor prints it, and keeps that of every chunk of a study."""
-    return base64.b64encode(zlib.compress(json.dumps(chunk).encode())).decode()
-
-
-def unpack(text: str) -> dict[str, Any]:
-    """Return the chunk that ``pack`` has packed."""
-    chunk: dict[str, Any] = json.loads(zlib.decompress(base64.b64decode(text)))
-    return chunk
 
 
 class Client(Protocol):
@@ -91,7 +80,7 @@ class ChunkRunner:
         self._log: AttemptLog | None = None
         self._events: list[dict[str, Any]] = []
         self._unread.clear()
-        self._tries, self._num_starved, self._is_evaluating = 0, 0, False
+        self._tries, self._num_starved, self._is_evaluating, self._is_trained = 0, 0, False, False
         self._began = self._tried = self._last_event = 0.0
         self._taken = time.monotonic()
         self._until = self._taken + chunk["chunk_seconds"]
@@ -241,7 +230,7 @@ class ChunkRunner:
         if self._tries > 1:
             self._take_claim()
         assert self._claim is not None
-        self._is_evaluating = False
+        self._is_evaluating = self._is_trained = False
         self._tried = self._last_event = time.monotonic()
         names = ("folder", "claims", "encoder", "matching")
         request = {name: self._current[name] for name in names} | {"claim": self._claim.name}
@@ -272,6 +261,11 @@ class ChunkRunner:
             self._note("lost", level="warning", message=event["message"])
             self._tries -= 1  # it was not at fault
             self._try()
+        elif event["event"] == TRAINED:  # and the processes are about to end
+            self._is_trained = True
+        elif event["event"] == "done" and self._is_trained and event["status"] == "complete":
+            self._note(TRAINED)
+            self._give_back({"event": TRAINED})
         elif event["event"] == "done":
             attempt = self._measure_attempt()
             self._end({**self._verify(event), "attempt": attempt, "seconds": time.monotonic() - self._began})
@@ -290,7 +284,7 @@ class ChunkRunner:
         self._note("lost", level="warning", message=str(error))
         may_retry = self._tries <= self._chunk["max_retries"]
         if self._needs_larger_share(error, may_retry=may_retry):
-            self._give_back(error)
+            self._give_back({"event": OUT_OF_GPU_MEMORY, "gpus": self._chunk["gpus"], "message": str(error)})
         elif may_retry:
             self._try()
         else:
@@ -302,11 +296,11 @@ class ChunkRunner:
         is_shared = 0.0 < self._chunk["gpus"] < 1.0
         return error.reason == OUT_OF_GPU_MEMORY and is_shared and not (self._is_evaluating and may_retry)
 
-    def _give_back(self, error: ProcessLostError) -> None:
+    def _give_back(self, event: dict[str, Any]) -> None:
         assert self._claim is not None
         self._write_log()
         release_claim(self._claims, self._claim)
-        self._report({"event": OUT_OF_GPU_MEMORY, "gpus": self._chunk["gpus"], "message": str(error)})
+        self._report(event)
         self._current = self._claim = None
 
     def _next_event(self, timeout_seconds: float) -> dict[str, Any] | None:

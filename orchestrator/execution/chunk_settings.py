@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import json
+import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -82,3 +85,14 @@ class Requests:
             self._attempts[work.signature] = self._shared.count_attempts(work.signature, self._attempts[work.signature])
         self._attempts[work.signature] += 1
         return self._attempts[work.signature]
+
+
+def pack(chunk: dict[str, Any]) -> str:
+    """Return a chunk as short text. Tune neither flattens nor prints it, and keeps that of every chunk of a study."""
+    return base64.b64encode(zlib.compress(json.dumps(chunk).encode())).decode()
+
+
+def unpack(text: str) -> dict[str, Any]:
+    """Return the chunk that ``pack`` has packed."""
+    chunk: dict[str, Any] = json.loads(zlib.decompress(base64.b64decode(text)))
+    return chunk

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from orchestrator.execution.chunk_settings import ChunkSettings, Requests
@@ -31,7 +32,7 @@ SHORT_SECONDS = 10.0
 _SEE_THERE = "with another driver; the report says why"
 #: Prefix of the names of local slots; the names of Tune's slots have letters and digits only.
 _LOCAL = "own-"
-#: The same of joint slots, each of which is several processes that run one stage together.
+#: The same of joint slots, each of which is several processes that train one stage or trial together.
 _JOINT = "joint-"
 
 
@@ -161,26 +162,25 @@ class Dispatcher:
 
     # ------------------------------------------------------------------ joint slots
 
-    @property
-    def has_joint(self) -> bool:
-        """Whether a stage of several processes is ready or runs."""
+    def has_joint(self, kind: str) -> bool:
+        """Return whether a stage, or a trial, of several processes is ready or runs."""
         with self._changed:
             running = [works for slot, works in self._running.items() if slot.startswith(_JOINT)]
-            return self._queue.is_joint_ready or any(running)
+            return kind in self._queue.joint_kinds or any(work.kind == kind for works in running for work in works)
 
     @property
     def waits_for_joint(self) -> bool:
-        """Whether all slots are idle until a stage of several processes, which is ready, has run."""
+        """Whether all slots are idle until several processes have trained what is ready for them."""
         with self._changed:
-            return self._is_idle() and self._queue.is_joint_ready
+            return self._is_idle() and bool(self._queue.joint_kinds)
 
     def _is_idle(self) -> bool:
         return not self._queue.is_any_ready and not any(self._running.values())
 
-    def next_joint_chunk(self, number: int) -> dict[str, Any] | None:
-        """Return the next chunk for a joint slot, None if no stage of several processes is ready."""
+    def next_joint_chunk(self, number: int, kind: str) -> dict[str, Any] | None:
+        """Return the next chunk for a joint slot, None if no stage, or trial, of several processes is ready."""
         with self._changed:
-            return self._next_chunk(f"{_JOINT}{number}", self._queue.next_joint)
+            return self._next_chunk(f"{_JOINT}{number}", partial(self._queue.next_joint, kind))
 
     def report_joint(self, number: int, events: Iterable[Mapping[str, Any]]) -> None:
         """Handle the events that a joint slot reports (``report_events``)."""
@@ -254,9 +254,9 @@ class Dispatcher:
             case "elsewhere":
                 self._running[slot].remove(work)
                 self._leave(work)
-            case "out of GPU memory":
+            case "out of GPU memory" | "trained" as kind:
                 self._running[slot].remove(work)
-                self._set_aside(work, event, self._queue.hold)
+                self._set_aside(work, event, self._queue.hand_over if kind == "trained" else self._queue.hold)
             case "done":
                 self._running[slot].remove(work)
                 details = self._determine_end(work, event)
@@ -287,7 +287,7 @@ class Dispatcher:
         self._set_aside(work, {"event": ELSEWHERE}, self._queue.park)
 
     def _set_aside(self, work: Work, event: dict[str, Any], keep: Callable[[Work], None]) -> None:
-        """Keep a stage or trial out of the slots, or drop it if the queue is closed; tell why if it had begun."""
+        """Call ``keep`` with a stage or trial, or drop it if the queue is closed; report why if it had begun."""
         if work.signature in self._begun:
             self._begun.discard(work.signature)
             self._on_event("event", work, event)

@@ -32,7 +32,7 @@ class Slots:
 
 @dataclass(frozen=True)
 class JointSlots:
-    """Number of the processes that train a stage together, and resources of each."""
+    """Number of the processes that train a stage or trial together, and resources of each."""
 
     num_processes: int
     cpus: float
@@ -42,9 +42,9 @@ class JointSlots:
 def find_local_resources(execution: ExecutionConfig) -> dict[str, float] | None:
     """Return the resources of this machine for local slots, None if all trials are to run in Ray.
 
-    Trials that may take a GPU run in Ray, which divides the GPUs among them, and so do stages of several processes.
+    Trials that may take a GPU run in Ray, which divides the GPUs among them, and so does what several processes train.
     """
-    if execution.processes_per_stage > 1:
+    if max(execution.processes_per_stage, execution.processes_per_trial) > 1:
         return None
     if not execution.local_executor or has_gpu(execution) or execution.gpus_per_trial not in ("auto", 0):
         return None
@@ -119,14 +119,20 @@ def check_fits(resources: Mapping[str, float], slots: Slots) -> None:
             )
 
 
-def is_joint_stage(execution: ExecutionConfig, work: Work) -> bool:
-    """Return whether several processes train a stage together: a contrastive one, if the study says so."""
-    is_contrastive = isinstance(work.config, StageConfig) and work.config.kind == "contrastive"
-    return is_contrastive and execution.processes_per_stage > 1
+def is_joint(execution: ExecutionConfig, work: Work) -> bool:
+    """Return whether several processes train a stage, or a trial, together, as the study says."""
+    if work.kind == "trial":
+        return execution.processes_per_trial > 1
+    return isinstance(work.config, StageConfig) and execution.processes_per_stage > 1
 
 
-def check_joint_fits(resources: Mapping[str, float], slots: JointSlots) -> None:
-    """Raise if the processes of a stage are larger than this machine: Ray would wait for ever.
+def needs_slot(execution: ExecutionConfig, work: Work) -> bool:
+    """Return whether a slot runs a stage or trial, at least its evaluation."""
+    return work.kind == "trial" or not is_joint(execution, work)
+
+
+def check_joint_fits(resources: Mapping[str, float], slots: JointSlots, *, kind: str) -> None:
+    """Raise if the processes of a stage or trial (``kind``) are larger than this machine: Ray would wait for ever.
 
     Raises:
         StudyError: they ask for more CPUs or GPUs than there are.
@@ -135,13 +141,13 @@ def check_joint_fits(resources: Mapping[str, float], slots: JointSlots) -> None:
         asked, found = slots.num_processes * each, resources.get(what, 0.0)
         if asked > found:
             raise StudyError(
-                f"execution.processes_per_stage: {slots.num_processes} processes ask for {asked:g} {what}s together, "
+                f"execution.processes_per_{kind}: {slots.num_processes} processes ask for {asked:g} {what}s together, "
                 f"and this machine has {found:g}; ask for fewer, or join a cluster with --address"
             )
 
 
 def num_joint_slots(resources: Mapping[str, float], slots: JointSlots) -> int:
-    """Return how many stages of several processes fit at once; at least 1, as ``num_slots``."""
+    """Return how many stages, or trials, of several processes fit at once; at least 1, as ``num_slots``."""
     asked = {"CPU": slots.num_processes * slots.cpus, "GPU": slots.num_processes * slots.gpus}
     fits = [resources.get(what, 0.0) / each for what, each in asked.items() if each]
     return max(1, int(min(fits, default=1.0) + 1e-9))

@@ -23,7 +23,7 @@ class WorkQueue:
         works: stages and trials, in the order of preference.
         complete: signatures that count as complete already.
         num_slots: how many chunks can run at once.
-        is_joint: whether several processes run a stage together, outside the slots.
+        is_joint: whether several processes train a stage or trial together, outside the slots.
     """
 
     def __init__(
@@ -41,7 +41,9 @@ class WorkQueue:
         self._missing: dict[str, set[str]] = {}
         self._dependants: dict[str, list[Work]] = defaultdict(list)
         self._ready: list[int] = []
-        self._ready_joint: list[int] = []
+        self._ready_joint: dict[str, list[int]] = {"stage": [], "trial": []}
+        #: Signatures of trials that several processes have trained: slots evaluate them.
+        self._trained: set[str] = set()
         self._order: list[Work] = []
         #: Signatures of what other drivers have, and of what was ready and is not handed out because of that.
         self._taken: frozenset[str] = frozenset()
@@ -72,7 +74,8 @@ class WorkQueue:
                 self._push(work)
 
     def _push(self, work: Work) -> None:
-        heapq.heappush(self._ready_joint if self._is_joint(work) else self._ready, self._rank[work.signature])
+        is_joint = self._is_joint(work) and work.signature not in self._trained
+        heapq.heappush(self._ready_joint[work.kind] if is_joint else self._ready, self._rank[work.signature])
 
     @property
     def is_any_ready(self) -> bool:
@@ -80,9 +83,9 @@ class WorkQueue:
         return bool(self._ready)
 
     @property
-    def is_joint_ready(self) -> bool:
-        """Whether a stage that several processes run together is ready."""
-        return bool(self._ready_joint)
+    def joint_kinds(self) -> list[str]:
+        """Kinds (stage, trial) of which something is ready that several processes train together."""
+        return [kind for kind, ready in self._ready_joint.items() if ready]
 
     @property
     def is_finished(self) -> bool:
@@ -164,9 +167,15 @@ class WorkQueue:
         self.put_back(works)
         return len(works)
 
-    def next_joint(self) -> list[Work]:
-        """Return the next stage that several processes run together; empty if none is ready."""
-        return [self._order[heapq.heappop(self._ready_joint)]] if self._ready_joint else []
+    def next_joint(self, kind: str) -> list[Work]:
+        """Return the next stage or trial that several processes train together; empty if none is ready."""
+        ready = self._ready_joint[kind]
+        return [self._order[heapq.heappop(ready)]] if ready else []
+
+    def hand_over(self, work: Work) -> None:
+        """Make a trial ready for a slot, which evaluates it: several processes have trained it."""
+        self._trained.add(work.signature)
+        self._push(work)
 
     def _chunk_size(self) -> int:
         """Return half a fair share of the ready stages and trials, so that all slots end at about the same time.
@@ -209,7 +218,8 @@ class WorkQueue:
         self._works = {work.signature: work for work in running}
         self._num_stages = sum(work.kind == "stage" for work in self._works.values())
         self._ready.clear()
-        self._ready_joint.clear()
+        for ready in self._ready_joint.values():
+            ready.clear()
         self._parked.clear()
         self._held.clear()
         self._dependants.clear()

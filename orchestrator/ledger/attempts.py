@@ -34,8 +34,8 @@ class AttemptLog:
     """Log of one attempt, kept by its slot and written into the folder of the stage or trial when the attempt ends.
 
     A line is a JSON object: ``time`` (UTC, ISO 8601 with milliseconds), ``level`` (info, warning, error), ``event``
-    (begun, started, evaluation, lost, done, failed), ``attempt`` and the place: ``host``, ``slot_pid``, ``devices``,
-    ``gpus`` (what the slot holds, if it holds any). With a GPU, done also has ``peak_gpu_memory_mib`` and
+    (begun, started, trained, evaluation, lost, done, failed), ``attempt`` and the place: ``host``, ``slot_pid``,
+    ``devices``, ``gpus`` (what the slot holds, if it holds any). With a GPU, done also has ``peak_gpu_memory_mib`` and
     ``gpu_headroom_mib``: the slot's share of the GPU's memory minus the peak, negative if that was larger.
     Epochs, each with its checkpoint, have their times in ``epochs.jsonl``.
 

@@ -79,8 +79,11 @@ class ExecutionConfig(Frozen):
     )
     processes_per_stage: PositiveInt = Field(
         1,
-        description="Processes that train a contrastive stage together, each with a GPU of its own, or without GPUs "
-        "with cpus_per_trial cores; more than 1: in Ray.",
+        description="Processes that train a stage together, each with a GPU of its own, or without GPUs with "
+        "cpus_per_trial cores; more than 1: in Ray.",
+    )
+    processes_per_trial: PositiveInt = Field(
+        1, description="The same of a trial's training; one process evaluates it afterwards."
     )
     max_concurrent_trials: PositiveInt | None = Field(None, description="Null: as many as resources allow.")
     max_retries: int = Field(2, ge=0, le=1000, description="Of a trial lost to infrastructure: a node, memory, a hang.")

@@ -12,8 +12,8 @@ import pytest
 
 from orchestrator.cluster import cluster_size, ray_thread
 from orchestrator.cluster.cluster_size import ClusterSize
+from orchestrator.cluster.joint_trainer import run_slots
 from orchestrator.cluster.ray_thread import RayThread
-from orchestrator.cluster.stage_trainer import run_slots
 from orchestrator.execution.chunk_settings import ChunkSettings
 from orchestrator.execution.dispatcher import Dispatcher
 from orchestrator.execution.resources import JointSlots, num_joint_slots
@@ -81,6 +81,7 @@ class Joint:
             run_slots,
             self.dispatcher,
             self.stages.make_client,
+            kind="stage",
             count=lambda: self.size,
             is_over=self.stop.is_set,
             threads=self.threads,

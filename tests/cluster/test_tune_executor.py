@@ -15,8 +15,7 @@ import pytest
 
 from orchestrator.cluster import connection, ray_thread
 from orchestrator.cluster.tune_executor import DispatchSearcher, execute
-from orchestrator.execution.chunk_runner import unpack
-from orchestrator.execution.chunk_settings import ChunkSettings
+from orchestrator.execution.chunk_settings import ChunkSettings, unpack
 from orchestrator.execution.dispatcher import Dispatcher
 from orchestrator.execution.local_executor import LocalExecutor
 from orchestrator.execution.resources import Slots

@@ -40,6 +40,7 @@ def make_study(text: str = "", *overrides: str) -> Study:
         (make_study(SEARCH), None, "found a search, whose next trials depend on results"),
         (make_study("", "execution.local_executor=false"), None, "local_executor: false, which sends all trials"),
         (make_study("", "execution.processes_per_stage=2"), None, "processes_per_stage: 2, which takes Ray"),
+        (make_study("", "execution.processes_per_trial=3"), None, "processes_per_trial: 3, which takes Ray"),
         (make_study("", "execution.budget={trials: 3}"), None, "found execution.budget.trials"),
     ],
 )

@@ -209,6 +209,12 @@ def test_slots_of_a_node_are_what_fits(prepared: Prepared, tmp_path: Path, cache
         choose_cluster(whole, nodes=4, gpus=1)
 
 
+def test_trials_of_several_processes_are_refused(tmp_path: Path, cache_dir: Path) -> None:
+    joint = prepare_text(tmp_path, cache_dir, "execution.processes_per_trial=2")
+    with pytest.raises(StudyError, match=r"processes_per_trial: 2, and only trials of one process are simulated"):
+        choose_cluster(joint, nodes=4, gpus=1)
+
+
 def test_the_command_prints_a_table_of_80_columns_and_json(
     tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.execution.chunk_runner import ChunkRunner, pack, unpack
+from orchestrator.execution.chunk_runner import ChunkRunner
+from orchestrator.execution.chunk_settings import pack, unpack
 from orchestrator.execution.fork_client import ForkClient
 from orchestrator.ledger.attempts import count_lost, read_attempts
 from orchestrator.ledger.failures import SUPERSEDED
@@ -277,6 +278,18 @@ def test_a_trial_that_has_no_memory_on_a_shared_gpu_is_given_back_for_a_larger_s
     again = make_chunk(tmp_path, "cramped 1", gpus=0.5)
     again["works"][0]["number"] = 2
     assert ends_of(list(news_of(start(again)))) == [("cramped 1", "complete")]
+
+
+def test_a_trial_that_is_trained_is_given_back_for_its_evaluation(start: Start, tmp_path: Path) -> None:
+    events = list(news_of(start(make_chunk(tmp_path, "is_trained", "finish"))))
+    assert ends_of(events) == [("finish", "complete")]
+    assert [event["event"] for event in events if event["signature"] == "is_trained"][-1] == "trained"
+    assert [line["event"] for line in read_log(tmp_path / "is_trained")] == ["begun", "trained"]
+    assert read_attempts(Folder(tmp_path / "is_trained")) == []
+    assert find_claim(Folder(tmp_path / "claims" / "is_trained")) is None
+    again = make_chunk(tmp_path, "is_trained")
+    again["works"][0]["number"] = 2
+    assert ends_of(list(news_of(start(again)))) == [("is_trained", "complete")]
 
 
 @pytest.mark.parametrize(

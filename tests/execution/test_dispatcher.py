@@ -401,21 +401,44 @@ def test_slots_and_stages_of_several_processes_take_turns(ledger: Ledger) -> Non
         ledger.folder("stage", stage.signature).write_json("result.json", {})
         report(slot, [{"signature": stage.signature, "host": "here", **DONE, "busy_seconds": 60.0}])
 
-    assert dispatcher.next_joint_chunk(0) is None
+    assert dispatcher.next_joint_chunk(0, "stage") is None
     assert names(dispatcher.next_chunk("1")) == ["first"]
     assert not dispatcher.waits_for_joint
     end(first, dispatcher.report_events, "1")
     assert dispatcher.waits_for_joint
-    assert dispatcher.has_joint
+    assert dispatcher.has_joint("stage")
     assert dispatcher.next_chunk("1") is None
-    assert names(dispatcher.next_joint_chunk(0)) == ["joint"]
-    assert dispatcher.has_joint
+    assert names(dispatcher.next_joint_chunk(0, "stage")) == ["joint"]
+    assert dispatcher.has_joint("stage")
     assert not dispatcher.waits_for_joint  # it runs
     end(waiting, dispatcher.report_joint, 0)
     dispatcher.release_joint(0)
-    assert not dispatcher.has_joint
+    assert not dispatcher.has_joint("stage")
     assert names(dispatcher.next_chunk("1")) == ["trial"]
     assert meter.read().gpu_seconds == 60.0 * (0.5 + 2.0)
+
+
+def test_several_processes_train_a_trial_and_a_slot_evaluates_it(ledger: Ledger) -> None:
+    trial, handler, meter = make_trial("trial"), RecordingHandler(ledger), Meter(clock=lambda: 0.0)
+    settings = ChunkSettings(EXECUTION, "token", MODULE, (), 1, 600.0, describe)
+    todo = WorkQueue([trial], complete=(), num_slots=1, is_joint=lambda work: True)
+    dispatcher = Dispatcher(todo, ledger=ledger, settings=settings, on_event=handler.handle, meter=meter)
+    dispatcher.set_gpus(0.5, joint=4.0)
+    event = {"signature": trial.signature, "host": "here", "busy_seconds": 60.0}
+    assert dispatcher.next_chunk("1") is None
+    assert dispatcher.waits_for_joint
+    assert names(dispatcher.next_joint_chunk(0, "trial")) == ["trial"]
+    dispatcher.report_joint(0, [event | {"event": "begun"}, event | {"event": "trained"}])
+    dispatcher.release_joint(0)
+    assert not dispatcher.has_joint("trial")
+    again = dispatcher.next_chunk("1")
+    assert again is not None
+    assert again["works"][0]["number"] == 2
+    ledger.folder("trial", trial.signature).write_json("result.json", {})
+    dispatcher.report_events("1", [event | {"event": "begun"}, DONE | event])
+    assert handler.ends() == {"trial": "complete"}
+    assert dispatcher.is_finished
+    assert meter.read().gpu_seconds == 60.0 * (4.0 + 0.5)
 
 
 def test_what_had_no_gpu_memory_waits_until_nothing_else_is_left(ledger: Ledger) -> None:

@@ -14,11 +14,14 @@ from orchestrator.execution.resources import (
     count_gpus,
     find_local_resources,
     has_gpu,
+    is_joint,
+    needs_slot,
     num_joint_slots,
     num_local_slots,
     num_slots,
 )
 from orchestrator.study.execution_config import ExecutionConfig
+from tests.support.plans import make_stage, make_trial
 from trainables.cpus import count_cpus
 from trainables.errors import StudyError
 
@@ -82,12 +85,13 @@ def test_own_slots_are_what_fits_and_no_more_than_asked(cpus: float, most: int |
 
 def test_the_processes_of_a_stage_have_to_fit_together() -> None:
     slots = JointSlots(3, 2.0, 1.0)
-    check_joint_fits({"CPU": 6.0, "GPU": 3.0}, slots)
-    with pytest.raises(StudyError, match=r"processes_per_stage: 3 processes ask for 3 GPUs together, .* has 2;"):
-        check_joint_fits({"CPU": 6.0, "GPU": 2.0}, slots)
+    check_joint_fits({"CPU": 6.0, "GPU": 3.0}, slots, kind="stage")
+    with pytest.raises(StudyError, match=r"processes_per_trial: 3 processes ask for 3 GPUs together, .* has 2;"):
+        check_joint_fits({"CPU": 6.0, "GPU": 2.0}, slots, kind="trial")
     assert num_joint_slots({"CPU": 13.0, "GPU": 6.0}, slots) == 2
     assert num_joint_slots({}, slots) == 1  # an empty cluster starts to grow
-    assert find_local_resources(ExecutionConfig(device="cpu", processes_per_stage=2)) is None
+    for name in ("processes_per_stage", "processes_per_trial"):
+        assert find_local_resources(ExecutionConfig(**{"device": "cpu", name: 2})) is None
 
 
 @pytest.mark.parametrize(
@@ -110,3 +114,19 @@ def test_gpus_are_those_that_cuda_shows(
     assert count_gpus(ExecutionConfig()) == count
     assert has_gpu(ExecutionConfig()) is (count > 0)
     assert (count_gpus(ExecutionConfig(device="cpu")), has_gpu(ExecutionConfig(device="cpu"))) == (0, False)
+
+
+@pytest.mark.parametrize(
+    ("execution", "joint", "in_slots"),
+    [
+        ({}, [], ["stage", "trial"]),
+        ({"processes_per_stage": 2}, ["stage"], ["trial"]),
+        ({"processes_per_trial": 2}, ["trial"], ["stage", "trial"]),  # where the trial is evaluated
+    ],
+)
+def test_what_several_processes_train_and_what_slots_run(
+    execution: dict[str, int], joint: list[str], in_slots: list[str]
+) -> None:
+    works, config = [make_stage("stage"), make_trial("trial")], ExecutionConfig(**execution)
+    assert [work.name for work in works if is_joint(config, work)] == joint
+    assert [work.name for work in works if needs_slot(config, work)] == in_slots

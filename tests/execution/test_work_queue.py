@@ -131,13 +131,25 @@ def test_stages_of_several_processes_are_handed_out_by_themselves() -> None:
         [joint, plain, make_trial("trial", joint)], complete=(), num_slots=1, is_joint=lambda each: each is joint
     )
     assert names(work.next_chunk()) == ["plain"]
-    assert (work.is_any_ready, work.is_joint_ready) == (False, True)
-    assert names(work.next_joint()) == ["joint"]
-    assert work.next_joint() == work.next_chunk() == []
+    assert (work.is_any_ready, work.joint_kinds) == (False, ["stage"])
+    assert names(work.next_joint("stage")) == ["joint"]
+    assert work.next_joint("stage") == work.next_joint("trial") == work.next_chunk() == []
     work.put_back([joint])
-    assert names(work.next_joint()) == ["joint"]
+    assert names(work.next_joint("stage")) == ["joint"]
     work.complete(joint)
     assert names(work.next_chunk()) == ["trial"]
     again = WorkQueue([joint], complete=(), num_slots=1, is_joint=lambda each: True)
     assert names(again.close([])) == ["joint"]
-    assert not again.is_joint_ready
+    assert again.joint_kinds == []
+
+
+def test_a_trial_of_several_processes_is_handed_over_to_a_slot_once_it_is_trained() -> None:
+    trials = [make_trial("a"), make_trial("b")]
+    work = WorkQueue(trials, complete=(), num_slots=1, is_joint=lambda each: True)
+    assert (work.next_chunk(), work.joint_kinds) == ([], ["trial"])
+    (taken,) = work.next_joint("trial")
+    work.hand_over(taken)
+    assert names(work.next_chunk()) == ["a"]
+    work.put_back([taken])  # its slot was stopped
+    assert names(work.next_chunk()) == ["a"]
+    assert names(work.next_joint("trial")) == ["b"]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from trainables.errors import ConfigError
-from trainables.pretraining.processes import find_processes
+from trainables.training.joint.processes import find_processes
 
 
 def handle(request: Mapping[str, Any], report: Callable[[dict[str, Any]], None]) -> None:

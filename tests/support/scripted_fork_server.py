@@ -145,6 +145,15 @@ def run_cramped(act: str, folder: Folder, report: Any) -> None:
         raise OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
 
+def is_only_trained(act: str, folder: Folder, report: Any) -> bool:
+    """Tell, the first time, that a trial is trained, as one of several processes does."""
+    if act != "is_trained" or folder.exists("trained"):
+        return False
+    folder.write("trained", b"")
+    report({"event": "trained"})
+    return True
+
+
 def run_request(request: Mapping[str, Any], report: Any) -> None:
     if "act" in request:
         ACTS[request["act"]](report)
@@ -169,7 +178,7 @@ def run_request(request: Mapping[str, Any], report: Any) -> None:
     if act == "dies":
         os.kill(os.getpid(), signal.SIGKILL)
     ACTS.get(act, finish)(report)
-    if act in ("loses_result", "stops"):
+    if act in ("loses_result", "stops") or is_only_trained(act, folder, report):
         return
     encoder = request["encoder"] and Folder(request["encoder"]).read_json("result.json")["name"]
     result = {"name": act, "encoder": encoder, "pid": os.getpid(), "server": os.getppid(), "slot": find_peer()}

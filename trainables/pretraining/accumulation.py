@@ -58,14 +58,6 @@ def backward_in_parts(
     return loss.detach(), torch.cat(seen), torch.cat([leaf.detach() for leaf in leaves])
 
 
-def split_evenly(images: Tensor, size: int) -> tuple[Tensor, ...]:
-    """Return the images in parts of nearly equal size, of ``size`` at most unless one would be a single image.
-
-    A single image has no batch statistics; two or three are then taken together.
-    """
-    return torch.tensor_split(images, max(1, min(-(-len(images) // size), len(images) // 2)))
-
-
 def _capture(device: torch.device) -> tuple[Tensor, Tensor | None]:
     """Return the state of torch's generators, from which dropout draws."""
     return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None

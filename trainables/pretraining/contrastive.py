@@ -18,13 +18,11 @@ from torch import Tensor
 from trainables.config import StageConfig
 from trainables.contrastive_config import find_long_queue, find_small_groups
 from trainables.data.dataset import Dataset, ImageSet
-from trainables.errors import CheckpointError, ConfigError, DivergedError
+from trainables.errors import ConfigError, DivergedError
 from trainables.models.networks import Classifier
-from trainables.pretraining.accumulation import split_evenly
 from trainables.pretraining.collapse import CollapseMeter, check_collapse, describe_collapse, find_chance_loss
 from trainables.pretraining.methods import ContrastiveTrainer, build_optimiser, build_trainer
 from trainables.pretraining.monitor import Monitor, is_measured
-from trainables.pretraining.processes import Processes, find_processes
 from trainables.pretraining.views import build_views
 from trainables.pretraining_config import ContrastivePretraining
 from trainables.process_usage import UsageSampler
@@ -32,7 +30,6 @@ from trainables.seeding import derive_seed, hash_ids, mix
 from trainables.storage.checkpoint import (
     TrainingState,
     capture_random_state,
-    load_checkpoint,
     pack_module,
     pack_optimiser,
     restore_module,
@@ -43,6 +40,8 @@ from trainables.storage.checkpoint import (
 )
 from trainables.storage.completeness import EPOCHS
 from trainables.storage.folder import Folder
+from trainables.training.joint.common_checkpoint import load_common_checkpoint
+from trainables.training.joint.processes import find_processes, split_evenly
 from trainables.training.loop import dump_record, write_missing_epochs
 from trainables.training.optimisation import learning_rate_factor
 
@@ -87,7 +86,7 @@ def pretrain_encoder(
     trainer.processes = processes = find_processes()
     _check_sizes(trainer, settings, min(settings.batch_size, len(train)))
     optimiser = build_optimiser(trainer, settings.method)
-    state = _load_state(folder, signature, processes)
+    state = load_common_checkpoint(folder, signature, processes)
     if state is None:
         state = TrainingState(signature)
     else:
@@ -136,21 +135,6 @@ def _check_sizes(trainer: ContrastiveTrainer, settings: ContrastivePretraining, 
             f"execution.processes_per_stage: divided {smallest} images, of which batch statistics are computed, among "
             f"{count} processes; expected {smallest} processes or fewer, or a larger pretraining.batch_size"
         )
-
-
-def _load_state(folder: Folder, signature: str, processes: Processes) -> TrainingState | None:
-    """Return the state of the last checkpoint, None if there is none; the same in all processes."""
-    state = load_checkpoint(folder, signature) if processes.is_first else None
-    processes.wait()  # the first one has removed a damaged file
-    if not processes.is_first:
-        state = load_checkpoint(folder, signature)
-    epochs = [int(each) for each in processes.gather(torch.tensor(0 if state is None else state.epoch))]
-    if len(set(epochs)) > 1:
-        raise CheckpointError(
-            f"read the checkpoint in {folder.uri}: the processes of the stage found it after the epochs "
-            f"{', '.join(map(str, epochs))}, expected the same; is this storage shared by all machines?"
-        )
-    return state
 
 
 def _train_epoch(

@@ -21,8 +21,8 @@ from trainables.contrastive_config import Byol, Method, MoCo, SimClr
 from trainables.models.batch_norm import find_norms
 from trainables.models.networks import Classifier
 from trainables.pretraining.accumulation import backward_in_parts
-from trainables.pretraining.group_statistics import StatisticsInGroups, StatisticsOfAll
-from trainables.pretraining.processes import ALONE, Processes
+from trainables.training.joint.group_statistics import StatisticsInGroups, StatisticsOfAll
+from trainables.training.joint.processes import ALONE, Processes
 from trainables.training.optimisation import learning_rate_factor
 
 Views = UInt8[Tensor, "n c h w"]

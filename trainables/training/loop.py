@@ -17,12 +17,12 @@ from trainables.data.dataset import Dataset
 from trainables.errors import ConfigError, DivergedError
 from trainables.models.networks import Classifier
 from trainables.process_usage import UsageSampler
+from trainables.seeding import derive_seed
 from trainables.storage.checkpoint import (
     TrainingState,
     capture_random_state,
     has_best,
     load_best,
-    load_checkpoint,
     pack_module,
     pack_optimiser,
     remove_best,
@@ -36,6 +36,8 @@ from trainables.storage.checkpoint import (
 from trainables.storage.completeness import EPOCHS
 from trainables.storage.folder import Folder
 from trainables.training.acceleration import Choice, default_choice
+from trainables.training.joint.common_checkpoint import load_common_checkpoint
+from trainables.training.joint.processes import Processes, find_processes
 from trainables.training.optimisation import learning_rate_factor
 from trainables.training.selection import (
     count_epochs_without_improvement,
@@ -114,30 +116,51 @@ def train_model(  # noqa: PLR0913 - the last two have defaults
 def train_learner(learner: Learner, config: TrialConfig, *, signature: str, folder: Folder, report: Report) -> Outcome:
     """Train what a task trains, from the last checkpoint in ``folder`` if there is one; leave the best weights in it.
 
-    Arguments and errors are those of ``train_model``.
+    With several processes (``find_processes``) each of them calls this with the same arguments and a ``report`` that
+    may raise the same in all. The first one alone validates and writes.
+
+    Arguments and errors are those of ``train_model``; also:
+
+    Raises:
+        PeerLostError: another process is gone.
     """
-    trainer = _Trainer(learner, config, signature=signature)
-    state = load_checkpoint(folder, signature)
-    if state is not None and has_best(folder, state):
+    processes = find_processes()
+    trainer = _Trainer(learner, config, signature=signature, processes=processes)
+    state = load_common_checkpoint(folder, signature, processes, is_usable=has_best)
+    if state is not None:
         trainer.restore(state)
-    write_missing_epochs(folder, trainer.state.history)
+    if processes.is_first:
+        write_missing_epochs(folder, trainer.state.history)
     while not trainer.finished:
         before, weights = trainer.state.best_epoch, unpack("model", trainer.state.tensors)
         record = trainer.run_epoch()
-        state = trainer.state
-        if 0 < before == state.epoch - 1 and before == state.best_epoch:  # they are only in the previous checkpoint
-            save_best(folder, weights, before)
-        # The checkpoint holds the epoch's record, so a line is written only for an epoch that will not be repeated.
-        save_checkpoint(folder, state)
-        # The previous checkpoint may be needed again, together with its best weights.
-        remove_best(folder, keep=(before, state.best_epoch))
-        folder.append_line(EPOCHS, dump_record(record))
+        if processes.is_first:
+            _write_epoch(folder, trainer.state, before, weights)
         report(record)
+    processes.wait()  # until the first one has written the selected weights
     best = trainer.state.best_epoch
     weights = unpack("model", trainer.state.tensors) if best == trainer.state.epoch else load_best(folder, best)
     origin = f"the weights of epoch {best} in {folder.uri}"
     restore_module(learner.model, weights, origin=origin, without=learner.frozen)
     return Outcome(trainer.state.epoch, trainer.state.best_epoch)
+
+
+def _write_epoch(folder: Folder, state: TrainingState, before: int, weights: dict[str, Tensor]) -> None:
+    """Write checkpoint and record of an epoch.
+
+    Args:
+        folder: folder of the trial.
+        state: state after the epoch.
+        before: epoch that was selected before it.
+        weights: weights before it.
+    """
+    if 0 < before == state.epoch - 1 and before == state.best_epoch:  # they are only in the previous checkpoint
+        save_best(folder, weights, before)
+    # The checkpoint holds the epoch's record, so a line is written only for an epoch that will not be repeated.
+    save_checkpoint(folder, state)
+    # The previous checkpoint may be needed again, together with its best weights.
+    remove_best(folder, keep=(before, state.best_epoch))
+    folder.append_line(EPOCHS, dump_record(state.history[-1]))
 
 
 def dump_record(record: dict[str, Any]) -> str:
@@ -212,8 +235,8 @@ class AnyBatch(Protocol):
 class _Trainer:
     """Training epochs and their state. One instance per process and trial."""
 
-    def __init__(self, learner: Learner, config: TrialConfig, *, signature: str) -> None:
-        self.learner, self.config = learner, config
+    def __init__(self, learner: Learner, config: TrialConfig, *, signature: str, processes: Processes) -> None:
+        self.learner, self.config, self.processes = learner, config, processes
         self.device = learner.model.mean.device
         self.usage = UsageSampler(self.device)
         self.base_rates = [group["lr"] for group in learner.optimiser.param_groups]
@@ -241,18 +264,25 @@ class _Trainer:
         """Train one epoch, validate, update ``self.state`` and return the epoch's record."""
         started = time.perf_counter()
         epoch = self.state.epoch + 1
+        if not self.processes.is_first:  # dropout draws other numbers than in the first one, whose are in checkpoints
+            position = (self.config.seed, self.config.replicate)
+            torch.manual_seed(derive_seed(*position, "process", self.processes.rank, epoch))
         self.learner.prepare()
         began = time.perf_counter()
         sums = self._train_epoch(epoch)
         seconds = time.perf_counter() - began
         metrics = {f"train/{name}": value for name, value in sums.items()}
-        metrics |= self._validate()
+        if self.processes.is_first:
+            metrics |= self._validate()
         metrics["learning_rate"] = self.base_rates[-1] * self._rate_factor(self.state.step - 1)
         metrics["seconds"] = time.perf_counter() - started
         metrics["images_per_second"] = self.learner.num_images / seconds
         metrics |= self.usage.sample()
         record = {"epoch": epoch, "timestamp_ms": int(time.time() * 1000), "metrics": metrics}
-        self._update_state(epoch, metrics, record)
+        if self.processes.count > 1:
+            record["processes"] = self.processes.count
+        record = self.processes.share(record)
+        self._update_state(epoch, record)
         return record
 
     def _train_epoch(self, epoch: int) -> dict[str, float]:
@@ -278,8 +308,8 @@ class _Trainer:
     def _validate(self) -> dict[str, float]:
         return {f"val/{name}": value for name, value in self.learner.validate().items()}
 
-    def _update_state(self, epoch: int, metrics: dict[str, float], record: dict[str, Any]) -> None:
-        state, training = self.state, self.config.training
+    def _update_state(self, epoch: int, record: dict[str, Any]) -> None:
+        metrics, state, training = record["metrics"], self.state, self.config.training
         select_by = training.select_by
         if reads_select_by(training) and metrics.get(f"val/{select_by}") is None:
             raise ConfigError(

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from trainables.config import TrialConfig
 from trainables.models.networks import Classifier
 from trainables.regularisers import Sam, WeightDecay, find_part
+from trainables.training.joint.group_statistics import StatisticsOfAll
+from trainables.training.joint.processes import ALONE, Processes
 from trainables.training.sam import perturbed_weights
 from trainables.training.transfer.trained_part import find_rate_factors, freeze
 
@@ -77,45 +81,69 @@ def measure_weight_decay(optimiser: torch.optim.Optimizer) -> float | None:
 class Descent:
     """Steps of an optimiser along the gradient of a loss.
 
+    With several processes each runs the network on its share of a batch; the loss is computed by each from the outputs
+    of all, and gradients are summed: the step is that of one process with the whole batch.
+
     Args:
         model: network, trained in place.
         config: config of the trial: its optimiser, SAM and clipping.
         precision: type in which the forward pass computes.
+        processes: those that train the network together.
 
     Raises:
         ConfigError: ``training.fine_tune`` does not fit the network.
     """
 
-    def __init__(self, model: Classifier, config: TrialConfig, precision: torch.dtype) -> None:
-        self._model, self._precision = model, precision
+    def __init__(
+        self, model: Classifier, config: TrialConfig, precision: torch.dtype, *, processes: Processes = ALONE
+    ) -> None:
+        self._model, self._precision, self._processes = model, precision, processes
         self._parameters, self.optimiser = build_optimiser(model, config)
         self._sam, self._clip_norm = find_part(config.regulariser, Sam), config.training.gradient_clip_norm
+
+    def take(self, rows: Shaped[Tensor, "n *_"]) -> Shaped[Tensor, "m *_"]:
+        """Return the rows of a batch that this process runs: its share, or all if there is not one for each process."""
+        return self._processes.take(rows).contiguous() if self._is_divided(len(rows)) else rows
+
+    def collect(self, own: Shaped[Tensor, "m *_"], count: int) -> Shaped[Tensor, "n *_"]:
+        """Return all rows of a batch of ``count``, of which every process gives those that it runs."""
+        return self._processes.collect(own, count) if self._is_divided(count) else own
+
+    def _is_divided(self, count: int) -> bool:
+        return 1 < self._processes.count <= count
 
     def run(
         self,
         forward: Callable[[Tensor], Tensor],
         inputs: Tensor,
         compute_loss: Callable[[Tensor, bool], dict[str, Tensor]],
+        *,
+        count: int,
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """Run one step; return the loss with its terms, and the outputs.
+        """Run one step; return the loss with its terms, and the outputs of the whole batch.
 
         With SAM also return the sharpness: the increase of the loss at the point where the gradient is computed.
 
         Args:
             forward: network.
-            inputs: what it takes.
-            compute_loss: outputs and whether the loss may adapt to them, which it may once a step → its terms.
+            inputs: what it takes, of this process's rows (``take``).
+            compute_loss: outputs of the whole batch, and whether the loss may adapt to them, which it may once a step →
+                its terms.
+            count: rows of the whole batch.
         """
         self.optimiser.zero_grad(set_to_none=True)
-        terms, outputs = self._descend(forward, inputs, compute_loss, adapt=True)
+        whole = partial(self._run_network, forward, count=count)
+        terms, outputs = self._descend(whole, inputs, compute_loss, adapt=True)
         if self._sam is not None:
             with perturbed_weights(self._model, self._parameters, rho=self._sam.rho, adaptive=self._sam.adaptive):
                 self.optimiser.zero_grad(set_to_none=True)
-                highest, _ = self._descend(forward, inputs, compute_loss, adapt=False)
+                highest, _ = self._descend(whole, inputs, compute_loss, adapt=False)
             terms["sharpness"] = highest["loss"] - terms["loss"]
         if self._clip_norm is not None:
             nn.utils.clip_grad_norm_(self._parameters, self._clip_norm)
         self.optimiser.step()
+        if not self._is_divided(count):  # where dropout differs, so do running statistics
+            self._processes.copy_first(self._model.buffers())
         return terms, outputs
 
     def _descend(
@@ -132,4 +160,18 @@ class Descent:
         terms = compute_loss(outputs, adapt)
         loss = torch.stack(list(terms.values())).sum()
         loss.backward()  # type: ignore[no-untyped-call]
+        self._processes.add_gradients([self._model])
         return {name: value.detach() for name, value in {"loss": loss, **terms}.items()}, outputs.detach()
+
+    def _run_network(self, forward: Callable[[Tensor], Tensor], inputs: Tensor, *, count: int) -> Tensor:
+        """Return the outputs of the whole batch, of which this process runs its rows."""
+        if self._is_divided(count):
+            with StatisticsOfAll(self._processes):
+                own = forward(inputs)
+            return self.collect(own, count)
+        outputs = forward(inputs)
+        if self._processes.count == 1:
+            return outputs
+        # All have run the whole batch, the first one's outputs count, and the gradients of the others are 0.
+        first = self._processes.broadcast(outputs.detach().clone())
+        return outputs if self._processes.is_first else first + 0.0 * outputs

@@ -24,6 +24,7 @@ from trainables.regularisers import CutMix, Mixup, find_part
 from trainables.seeding import derive_seed
 from trainables.training.acceleration import Choice
 from trainables.training.confidence_losses import build_confidence_loss
+from trainables.training.joint.processes import find_processes
 from trainables.training.losses import ClassificationLoss, Terms, build_loss
 from trainables.training.mixing import Mixed, cutmix, mixup
 from trainables.training.optimisation import Descent, measure_weight_decay
@@ -73,7 +74,7 @@ class TrainingStep:
         self.batches = TrainingImages(train, config, self._device)
         self._inputs = TrainingInputs(model, config, train.images.shape[-1])
         self.loss = self._build_loss(train, data.num_classes)
-        self._descent = Descent(model, config, choice.dtype)
+        self._descent = Descent(model, config, choice.dtype, processes=find_processes())
         self.optimiser = self._descent.optimiser
         self._mixup, self._cutmix = find_part(config.regulariser, Mixup), find_part(config.regulariser, CutMix)
         self._takes_features = False
@@ -115,14 +116,24 @@ class TrainingStep:
             epoch: number of the epoch, from 1.
             index: number of the batch, from 0.
         """
-        images = batch.images if self._takes_features else self._inputs.make(batch)
-        mixed = self._mix(images, epoch, index)
-        inputs = images if mixed is None else mixed.images
+        inputs, mixed = self._make_inputs(batch, epoch, index)
         terms, outputs = self._descent.run(
-            self._forward, inputs, lambda found, adapt: self._measure_loss(found, batch, mixed, step, adapt=adapt)
+            self._forward,
+            inputs,
+            lambda found, adapt: self._measure_loss(found, batch, mixed, step, adapt=adapt),
+            count=len(batch.labels),
         )
         logits = outputs[:, : self._num_classes]
         return {**terms, "accuracy": (logits.argmax(1) == batch.labels).float().mean()}
+
+    def _make_inputs(self, batch: Batch, epoch: int, index: int) -> tuple[Tensor, Mixed | None]:
+        """Return what the network takes of this process's images, and how the whole batch is mixed, if it is."""
+        if self._mixup is None and self._cutmix is None:  # else partners are among the images of other processes
+            own = Batch(*(self._descent.take(part) for part in batch))
+            return own.images if self._takes_features else self._inputs.make(own), None
+        mixed = self._mix(batch.images if self._takes_features else self._inputs.make(batch), epoch, index)
+        assert mixed is not None
+        return self._descent.take(mixed.images), mixed
 
     def _mix(self, images: Tensor, epoch: int, index: int) -> Mixed | None:
         position = (self._config.seed, self._config.replicate)

@@ -7,6 +7,7 @@ from typing import Any
 
 from trainables.storage.completeness import EPOCHS, STOP
 from trainables.storage.folder import Folder
+from trainables.training.joint.processes import ALONE, Processes
 
 
 class StopTraining(Exception):  # noqa: N818 - no error, as StopIteration is none
@@ -22,7 +23,7 @@ class StopTraining(Exception):  # noqa: N818 - no error, as StopIteration is non
 
 
 def with_stop_check(
-    report: Callable[[dict[str, Any]], None], folder: Folder, *, num_epochs: int
+    report: Callable[[dict[str, Any]], None], folder: Folder, *, num_epochs: int, processes: Processes = ALONE
 ) -> Callable[[dict[str, Any]], None]:
     """Return a callback for ``train_model`` that calls ``report``, then stops the training if there is a ``stop.json``.
 
@@ -30,16 +31,21 @@ def with_stop_check(
         report: callback with the record of each epoch.
         folder: folder of the trial.
         num_epochs: epochs of the training; it is not stopped after the last.
+        processes: those that train together; the first one's look into the folder counts.
 
     Raises:
         StopTraining: if there is a ``stop.json`` now. The callback raises it if there is one after an epoch.
     """
-    if folder.exists(STOP):
+
+    def has_stop() -> bool:
+        return processes.agree(processes.is_first and folder.exists(STOP))
+
+    if has_stop():
         raise StopTraining(len(folder.read_lines(EPOCHS)))
 
     def tell(record: dict[str, Any]) -> None:
         report(record)
-        if record["epoch"] < num_epochs and folder.exists(STOP):
+        if record["epoch"] < num_epochs and has_stop():
             raise StopTraining(record["epoch"])
 
     return tell

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from orchestrator.execution.shared_works import ELSEWHERE
+from orchestrator.ledger.failures import OUT_OF_GPU_MEMORY
 from orchestrator.planning.states import ABSENT, COMPLETE, FAILED, INTERRUPTED, STOPPED
 from orchestrator.planning.works import Work
 from trainables.config import TrialConfig
@@ -117,10 +118,9 @@ class LiveState:
                 row.epoch, row.phase = event["epoch"], "training"
             case "evaluation":
                 row.phase = f"evaluating {event['done']}/{event['total']}"
-            case (
-                "elsewhere" | "out of GPU memory" as kind
-            ):  # another driver has taken it, or it waits for a larger share
-                self._num_lost += kind != ELSEWHERE
+            # Another driver has taken it, it waits for a larger share, or for a slot that evaluates it.
+            case "elsewhere" | "out of GPU memory" | "trained" as kind:
+                self._num_lost += kind == OUT_OF_GPU_MEMORY
                 del self._running[work.signature]
                 self._set(work, INTERRUPTED)
 

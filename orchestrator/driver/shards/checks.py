@@ -37,11 +37,13 @@ def check_shardable(study: Study, *, address: str | None) -> None:
             "--shard: found execution.local_executor: false, which sends all trials to Ray, expected true: each driver "
             "trains in slots of its own"
         )
-    if execution.processes_per_stage > 1:
-        raise StudyError(
-            f"--shard: found execution.processes_per_stage: {execution.processes_per_stage}, which takes Ray; set it "
-            "to 1, or run the study with one driver"
-        )
+    for name in ("processes_per_stage", "processes_per_trial"):
+        number = getattr(execution, name)
+        if number > 1:
+            raise StudyError(
+                f"--shard: found execution.{name}: {number}, which takes Ray; set it to 1, or run the study with one "
+                "driver"
+            )
     if execution.budget is not None and execution.budget.trials is not None:
         raise StudyError(
             "--shard: found execution.budget.trials, which drivers that start trials at the same time could exceed; "

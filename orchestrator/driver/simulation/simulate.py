@@ -32,7 +32,7 @@ from orchestrator.execution.chunk_settings import ChunkSettings
 from orchestrator.execution.dispatcher import Dispatcher
 from orchestrator.execution.gpu_sharing import choose_gpus_per_trial
 from orchestrator.execution.meter import Meter
-from orchestrator.execution.resources import JointSlots, has_gpu, is_joint_stage, num_joint_slots
+from orchestrator.execution.resources import JointSlots, has_gpu, is_joint, needs_slot, num_joint_slots
 from orchestrator.execution.work_queue import WorkQueue
 from orchestrator.ledger.usage import read_usage
 from orchestrator.planning.budget import Usage
@@ -79,13 +79,18 @@ def choose_cluster(
         replacement_minutes: minutes until a lost node is replaced, None: ``REPLACEMENT_MINUTES``.
 
     Raises:
-        StudyError: a trial does not fit on a node.
+        StudyError: a trial does not fit on a node, or is trained by several processes.
     """
     execution = prepared.study.execution
+    if execution.processes_per_trial > 1:
+        raise StudyError(
+            f"simulate: found execution.processes_per_trial: {execution.processes_per_trial}, and only trials of one "
+            "process are simulated (stages of any number are); set it to 1"
+        )
     share = execution.gpus_per_trial
     if share == "auto" and gpus:
         records = [each for kind in ("stage", "trial") for each in prepared.ledger.records(kind, states=(COMPLETE,))]
-        todo = [work for work in prepared.actions.open if not is_joint_stage(execution, work)]
+        todo = [work for work in prepared.actions.open if needs_slot(execution, work)]
         share = choose_gpus_per_trial(todo, records, evaluation_batch_size=execution.evaluation_batch_size).gpus
     elif share == "auto":
         share = 0.0
@@ -219,8 +224,8 @@ def simulate_once(scenario: Scenario, seed: np.random.SeedSequence, next_loss: N
             on_spent=simulator.report_spent,
             clock=lambda: loop.now,
         )
-        is_joint = partial(is_joint_stage, execution)
-        queue = WorkQueue(course.works, complete=scenario.complete, num_slots=cluster.num_slots, is_joint=is_joint)
+        joint = partial(is_joint, execution)
+        queue = WorkQueue(course.works, complete=scenario.complete, num_slots=cluster.num_slots, is_joint=joint)
         settings = _make_settings(prepared)
         dispatcher = Dispatcher(
             queue, ledger=ledger, settings=settings, on_event=handle, find_more=course.find_more, meter=meter

@@ -138,7 +138,7 @@ class Simulator:
         self._up_since = dict.fromkeys(range(self._cluster.nodes), 0.0)
         yield self._world.overheads.start
         self._begin_tune()
-        if self._dispatcher.has_joint:
+        if self._dispatcher.has_joint("stage"):
             self._begin_joint()
         for node in range(self._cluster.nodes):
             self._loop.start(self._run_node(node))
@@ -175,8 +175,8 @@ class Simulator:
 
     def _run_joint_slot(self, number: int) -> Body:
         dispatcher, last = self._dispatcher, None
-        while dispatcher.has_joint:
-            content = dispatcher.next_joint_chunk(number)
+        while dispatcher.has_joint("stage"):
+            content = dispatcher.next_joint_chunk(number, "stage")
             if content is None:
                 yield self._loop.now + JOINT_REPORT_SECONDS  # for the end of a stage in another slot
                 continue

@@ -21,6 +21,7 @@ from rich.text import Text
 
 from orchestrator.driver.terminal.console import is_quiet, is_verbose
 from orchestrator.driver.terminal.time_left import TimeLeft, format_duration
+from orchestrator.execution.chunk_runner import TRAINED
 from orchestrator.execution.shared_works import ELSEWHERE
 from orchestrator.ledger.failures import OUT_OF_GPU_MEMORY
 from orchestrator.planning.states import STOPPED
@@ -174,15 +175,23 @@ class StudyProgress:
             self._time_left.evaluate(work, now)
         elif kind == "scores":
             row.scores = event["metrics"]
-        elif kind == ELSEWHERE:
+        elif kind in (ELSEWHERE, OUT_OF_GPU_MEMORY, TRAINED):
             self._rows.pop(work.signature)
+            self._on_set_aside(now, work, event)
+
+    def _on_set_aside(self, now: float, work: Work, event: Mapping[str, Any]) -> None:
+        """Print who goes on with a stage or trial, and when."""
+        if event["event"] == ELSEWHERE:
             self._time_left.end(work, now, is_complete=False)
             self._print(f"[yellow]moved[/yellow]  {_name(work)}: another driver goes on with it")
-        elif kind == OUT_OF_GPU_MEMORY:
-            self._rows.pop(work.signature)
+        elif event["event"] == OUT_OF_GPU_MEMORY:
             self._time_left.put_back(work)
             why = f"no memory left with {event['gpus']:g} of a GPU; it goes on later with a larger share"
             self._print(f"[yellow]lost[/yellow]  {_name(work)}: {why}")
+        else:
+            self._time_left.hand_over(work, now)
+            if is_verbose(self._console):
+                self._print(f"{_name(work)}: trained by several processes; one evaluates it later")
 
     def _on_end(self, now: float, work: Work, details: dict[str, Any]) -> None:
         row = self._rows.pop(work.signature, None)

@@ -23,6 +23,11 @@ class _Running:
     last: tuple[int, float] | None = None
     evaluating_since: float | None = None
 
+    def shift(self, seconds: float) -> _Running:
+        """Return the same with all times later by ``seconds``."""
+        first, last = (None if each is None else (each[0], each[1] + seconds) for each in (self.first, self.last))
+        return _Running(self.work, self.started + seconds, first, last)
+
 
 class TimeLeft:
     """Estimator of the seconds until all open stages and trials have ended.
@@ -41,6 +46,8 @@ class TimeLeft:
         self._num_to_come = num_to_come
         self._expected = dict(expected)
         self._running: dict[str, _Running] = {}
+        #: Signature → trials that several processes have trained, and that wait to be evaluated; they ended at 0.
+        self._trained: dict[str, _Running] = {}
         #: Name, or kind, of stages and trials → seconds of those that have finished, and what was expected of them.
         self._took: dict[str, list[float]] = defaultdict(list)
         self._hoped: dict[str, list[float]] = defaultdict(list)
@@ -52,7 +59,8 @@ class TimeLeft:
         if work.signature not in self._open and work.signature not in self._running:
             self._num_to_come = max(self._num_to_come - 1, 0)
         self._open.pop(work.signature, None)
-        self._running[work.signature] = _Running(work, now)
+        trained = self._trained.pop(work.signature, None)
+        self._running[work.signature] = _Running(work, now) if trained is None else trained.shift(now)
         self._num_slots = max(self._num_slots, len(self._running))
 
     def train(self, work: Work, epoch: int, now: float) -> None:
@@ -72,6 +80,7 @@ class TimeLeft:
         """Remove a stage or trial; only the time of a complete one counts for those to come."""
         row = self._running.pop(work.signature, None)
         self._open.pop(work.signature, None)
+        self._trained.pop(work.signature, None)
         if row is None or not is_complete:
             return
         took = max(now - row.started, 1e-3)
@@ -87,6 +96,13 @@ class TimeLeft:
         self._running.pop(work.signature, None)
         self._open[work.signature] = work
 
+    def hand_over(self, work: Work, now: float) -> None:
+        """Count a trained trial as open: it goes on, with its evaluation, later."""
+        row = self._running.get(work.signature)
+        self.put_back(work)
+        if row is not None:
+            self._trained[work.signature] = row.shift(-now)
+
     def compute(self, now: float, *, num_drivers: int = 1) -> float | None:
         """Return the estimated seconds left, None as long as nothing is known about any trial's time.
 
@@ -95,7 +111,8 @@ class TimeLeft:
             num_drivers: number of drivers that share the study, each with as many slots.
         """
         typical = {kind: self._guess_kind(kind, now) for kind in ("stage", "trial")}
-        names = Counter((work.kind, work.name, self._expected.get(work.signature)) for work in self._open.values())
+        untouched = [work for work in self._open.values() if work.signature not in self._trained]
+        names = Counter((work.kind, work.name, self._expected.get(work.signature)) for work in untouched)
         waiting, longest = 0.0, 0.0
         for (kind, name, expected), number in names.items():
             seconds = self._guess(kind, name, expected, typical[kind])
@@ -107,10 +124,14 @@ class TimeLeft:
             if typical["trial"] is None:
                 return None
             waiting += self._num_to_come * typical["trial"]
-        left = [self._guess_left(row, typical[row.work.kind], now) for row in self._running.values()]
-        if any(each is None for each in left):
+        paused = [row.shift(now) for row in self._trained.values()]
+        rows = [*paused, *self._running.values()]
+        found = [self._guess_left(row, typical[row.work.kind], now) for row in rows]
+        left = [each for each in found if each is not None]
+        if len(left) < len(found):
             return None
-        running = [each for each in left if each is not None]
+        trained, running = left[: len(paused)], left[len(paused) :]
+        waiting, longest = waiting + sum(trained), max([longest, *trained])
         slots = max(1, min(self._num_slots * num_drivers, len(self._open) + self._num_to_come + len(running)))
         # At the end slots wait for the last trial, on average for half of one.
         idle = (slots - 1) / slots * longest / 2 if waiting else 0.0
@@ -133,7 +154,8 @@ class TimeLeft:
         ]
         if expected:
             return _mean(expected)
-        whole = [self._extrapolate(row, now) for row in self._running.values() if row.work.kind == kind]
+        rows = [*self._running.values(), *(row.shift(now) for row in self._trained.values())]
+        whole = [self._extrapolate(row, now) for row in rows if row.work.kind == kind]
         known = [seconds for seconds in whole if seconds is not None]
         if known:
             return _mean(known)

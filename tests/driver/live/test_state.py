@@ -104,3 +104,12 @@ def test_what_had_no_gpu_memory_does_not_run_until_it_begins_again() -> None:
     assert (state.num_running, state.as_json()["num_lost"]) == (0, 1)
     state.handle("started", trial, PLACE)
     assert (state.num_running, counts(state)["running"]) == (1, 1)
+
+
+def test_a_trained_trial_waits_for_its_evaluation_and_is_not_lost() -> None:
+    state, trial = make_state(), TRIALS[2]
+    state.handle("started", trial, PLACE)
+    state.handle("event", trial, {"event": "trained"})
+    assert (state.num_running, state.as_json()["num_lost"]) == (0, 0)
+    state.handle("started", trial, PLACE)
+    assert (state.num_running, counts(state)["running"]) == (1, 1)

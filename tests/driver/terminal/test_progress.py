@@ -180,6 +180,18 @@ def test_what_had_no_gpu_memory_is_said_and_counted_as_open() -> None:
     assert done.startswith(f"done 1/2  {TRIAL_NAME}")
 
 
+def test_a_trained_trial_is_counted_as_open_until_it_is_evaluated() -> None:
+    console = make_terminal("verbose")
+    with StudyProgress(console, works=[TRIAL], num_done=0) as progress:
+        for event in ("started", "trained", "started"):
+            what = "started" if event == "started" else "event"
+            progress.handle_event(what, TRIAL, {"event": event})
+        progress.handle_event("ended", TRIAL, {"status": "complete"})
+    _, trained, _, done = read_lines(console.file.getvalue())  # type: ignore[attr-defined]
+    assert trained == f"{TRIAL_NAME}: trained by several processes; one evaluates it later"
+    assert done.startswith(f"done 1/1  {TRIAL_NAME}")
+
+
 def test_what_another_driver_has_taken_over_or_completed_is_said_once() -> None:
     console, other = make_terminal("normal"), make_trial("other")
     with StudyProgress(console, works=[TRIAL, other], num_done=0) as progress:

@@ -102,6 +102,25 @@ def test_before_any_trial_has_finished_running_ones_are_extrapolated_from_their_
     assert left.compute(7.0) == pytest.approx(13.0 + 60.0)
 
 
+def test_a_trained_trial_that_waits_for_its_evaluation_has_only_that_to_come() -> None:
+    """Twice: 12 s of training in several processes, then 8 s of evaluation in a slot, after a pause."""
+    works, _ = make_study(0.0, 0)
+    left, now = TimeLeft(works[:2], expected={}), 0.0
+    for work in works[:2]:
+        left.start(work, now)
+        for epoch in range(1, 21):
+            left.train(work, epoch, now + 0.6 * epoch)
+        now += 12.0
+        left.hand_over(work, now)
+    assert left.compute(now + 5.0) == pytest.approx(2 * 8.0)
+    now += 100.0
+    left.start(works[0], now)
+    left.evaluate(works[0], now)
+    assert left.compute(now + 2.0) == pytest.approx(6.0 + 8.0)
+    left.end(works[0], now + 10.0, is_complete=True)  # 22 s, rather than 20
+    assert left.compute(now + 10.0) == pytest.approx(10.0)
+
+
 def test_a_failed_trial_says_nothing_about_the_others() -> None:
     works, _ = make_study(0.0, 0)
     left = TimeLeft(works[:3], expected={})

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from trainables.contrastive_config import Byol, MoCo, SimClr, find_long_queue
 from trainables.models.networks import Classifier
-from trainables.pretraining.accumulation import split_evenly
 from trainables.pretraining.methods import (
     ByolTrainer,
     ContrastiveTrainer,
@@ -24,6 +23,7 @@ from trainables.pretraining.methods import (
     embed_images,
     momentum_at,
 )
+from trainables.training.joint.processes import split_evenly
 
 SMALL = {"projection_dim": 6, "hidden_dim": 10}
 METHODS = [

@@ -10,18 +10,15 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import nn
 
 from tests.support.process_group import LOST, run_processes
 from tests.support.tiny_configs import random_set, tiny_stage
 from tests.trainables.pretraining.test_methods import network
 from trainables.errors import ConfigError
 from trainables.pretraining import contrastive
-from trainables.pretraining.group_statistics import StatisticsOfAll
 from trainables.pretraining.methods import ContrastiveTrainer, MoCoTrainer
-from trainables.pretraining.processes import ALONE, Processes, find_processes
 from trainables.storage.folder import Folder
+from trainables.training.joint.processes import Processes
 
 MOCO = {"kind": "moco", "queue_size": 22, "hidden_dim": 16, "projection_dim": 8}
 BYOL = {"kind": "byol", "hidden_dim": 16, "projection_dim": 8, "warmup_epochs": 1}
@@ -101,66 +98,6 @@ def test_a_process_is_killed_and_all_go_on_from_the_last_epoch(trained: Path, tm
         assert all(torch.equal(found[key], value) for key, value in weights.items())
         assert found_metrics == metrics
         assert told == ([2] if rank == 0 else [])
-
-
-def statistics(rank: int) -> None:
-    """Compare a layer over all processes with torch's own on all images: values, gradients, running statistics."""
-    torch.manual_seed(0)
-    images, slopes = torch.randn(2, 5, 3, 4, 4)
-    layers = [nn.BatchNorm2d(3, momentum=0.3) for _ in range(2)]
-    for layer in layers:
-        layer.weight.data, layer.bias.data = torch.tensor([0.5, 2.0, -1.0]), torch.tensor([1.0, 0.0, 3.0])
-    whole, own = images.clone().requires_grad_(), images.clone().requires_grad_()
-    expected = layers[0](whole)
-    (expected * slopes).sum().backward()
-    processes = find_processes()
-    with StatisticsOfAll(processes):
-        found = layers[1](processes.take(own))
-    (found * processes.take(slopes)).sum().backward()
-    processes.add_gradients([layers[1]])
-    torch.testing.assert_close(found, processes.take(expected))
-    assert own.grad is not None
-    assert whole.grad is not None
-    torch.testing.assert_close(processes.take(own.grad), processes.take(whole.grad))
-    for name in ("weight", "bias"):
-        torch.testing.assert_close(getattr(layers[1], name).grad, getattr(layers[0], name).grad)
-    for name in ("running_mean", "running_var", "num_batches_tracked"):
-        torch.testing.assert_close(getattr(layers[1], name), getattr(layers[0], name))
-    layers[1].eval()
-    with StatisticsOfAll(processes):  # running statistics are no one's batch
-        assert torch.equal(
-            layers[1](images),
-            F.batch_norm(images, layers[1].running_mean, layers[1].running_var, layers[1].weight, layers[1].bias),
-        )
-
-
-def test_batch_statistics_are_those_of_all_processes(tmp_path: Path) -> None:
-    assert run_processes(statistics, 2, tmp_path / "group") == [0, 0]
-
-
-def exchange(rank: int) -> None:
-    processes = find_processes()
-    assert processes == Processes(rank, 3)
-    batch = torch.arange(14.0).view(7, 2).requires_grad_()
-    own = processes.take(batch)
-    assert own[:, 0].tolist() == [[0, 6, 12], [2, 8], [4, 10]][rank]
-    whole = processes.collect(own, 7)
-    assert torch.equal(whole, batch)
-    whole.sum().backward()
-    assert batch.grad is not None
-    assert batch.grad[:, 0].tolist() == [float(row % 3 == rank) for row in range(7)]
-    parts = processes.split(own.detach(), 7, 4)  # rows 0–3 and 4–6
-    assert [part[:, 0].tolist() for part in parts] == [[[0, 6], [12]], [[2], [8]], [[4], [10]]][rank]
-    assert processes.add(torch.tensor([rank, 1])).tolist() == [3, 3]
-    assert processes.broadcast(torch.tensor([rank + 5])).tolist() == [5]
-    buffers = [torch.tensor([float(rank)]), torch.full((2, 2), 3.0 * rank)]
-    processes.average(buffers)
-    assert [buffer.flatten().tolist() for buffer in buffers] == [[1.0], [3.0] * 4]
-
-
-def test_rows_go_to_their_places(tmp_path: Path) -> None:
-    assert find_processes() == ALONE
-    assert run_processes(exchange, 3, tmp_path / "group") == [0, 0, 0]
 
 
 @pytest.mark.parametrize(

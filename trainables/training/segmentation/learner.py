@@ -29,6 +29,7 @@ from trainables.regularisers import (
 )
 from trainables.task_config import DiceCrossEntropy, SegmentationTask
 from trainables.training.acceleration import Choice
+from trainables.training.joint.processes import find_processes
 from trainables.training.optimisation import Descent, measure_weight_decay
 from trainables.training.segmentation.batches import PatchBatch, TrainingPatches, check_patch_size, find_shares
 from trainables.training.segmentation.losses import SegmentationLoss
@@ -75,7 +76,7 @@ class SegmentationLearner:
             annotated=annotated,
         )
         self._forward = choice.build_forward(model, config.training.batch_size)
-        self._descent = Descent(model, config, choice.dtype)
+        self._descent = Descent(model, config, choice.dtype, processes=find_processes())
         self.optimiser = self._descent.optimiser
         if self._batches.smallest_batch == 1:
             self._check_single(train.images.shape[1], sides)
@@ -130,9 +131,11 @@ class SegmentationLearner:
 
     def run(self, batch: PatchBatch, step: int, *, epoch: int, index: int) -> dict[str, Tensor]:
         """Run one optimiser step; return the loss, the size of each of its terms, and the share of correct pixels."""
-        images, targets = self.augment(batch)
+        images, targets = self.augment(PatchBatch(*(self._descent.take(part) for part in batch)))
+        count = len(batch.seeds)
+        targets = self._descent.collect(targets, count)
         terms, logits = self._descent.run(
-            self._forward, images, lambda outputs, _: self._loss(outputs, targets, batch.sources, step)
+            self._forward, images, lambda outputs, _: self._loss(outputs, targets, batch.sources, step), count=count
         )
         is_counted = targets != UNCOUNTED
         right = ((logits.argmax(1) == targets) & is_counted).sum() / is_counted.sum().clamp(min=1)

@@ -1,4 +1,4 @@
-"""Processes that train one stage together, each with its share of every batch, joined by ``torch.distributed``.
+"""Processes that train one model together, each with its share of every batch, joined by ``torch.distributed``.
 
 Image i of a batch is with process i modulo their number. What compares images (losses, batch statistics) is computed
 from those of all processes, and gradients are summed, so that the number of processes changes no result beyond the
@@ -7,9 +7,11 @@ order of floating-point sums. All processes hold the same weights, and the first
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,12 +19,11 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from trainables.errors import PeerLostError
-from trainables.pretraining.accumulation import split_evenly
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those of a stage; alone by default, and then nothing is exchanged.
+    """This process among those that train a model; alone by default, and then nothing is exchanged.
 
     Args:
         rank: number of this process, from 0.
@@ -93,6 +94,26 @@ class Processes:
                 dist.broadcast(values, src=0)
         return values
 
+    def agree(self, value: bool) -> bool:
+        """Return the value of the first process."""
+        return bool(self.broadcast(torch.tensor(value))) if self.count > 1 else value
+
+    def share(self, record: dict[str, Any] | None) -> dict[str, Any]:
+        """Return the record of the first process, which JSON can hold; what the others give does not count."""
+        if self.count == 1:
+            assert record is not None
+            return record
+        data = torch.frombuffer(bytearray(json.dumps(record).encode()), dtype=torch.uint8)
+        size = int(self.broadcast(torch.tensor(len(data))))
+        found = self.broadcast(data if self.is_first else torch.empty(size, dtype=torch.uint8))
+        received: dict[str, Any] = json.loads(found.numpy().tobytes())
+        return received
+
+    def copy_first(self, tensors: Iterable[Tensor]) -> None:
+        """Replace tensors by those of the first process."""
+        for tensor in tensors if self.count > 1 else ():
+            self.broadcast(tensor)
+
     def wait(self) -> None:
         """Wait for all processes."""
         if self.count > 1:
@@ -117,7 +138,7 @@ class Processes:
             tensor.copy_(part.view_as(tensor))
 
 
-#: A stage that one process trains.
+#: The one process of a training without others.
 ALONE = Processes()
 
 
@@ -126,6 +147,14 @@ def find_processes() -> Processes:
     if not (dist.is_available() and dist.is_initialized()):
         return ALONE
     return Processes(dist.get_rank(), dist.get_world_size())
+
+
+def split_evenly(images: Tensor, size: int) -> tuple[Tensor, ...]:
+    """Return the images in parts of nearly equal size, of ``size`` at most unless one would be a single image.
+
+    A single image has no batch statistics; two or three are then taken together.
+    """
+    return torch.tensor_split(images, max(1, min(-(-len(images) // size), len(images) // 2)))
 
 
 @contextmanager
@@ -138,4 +167,4 @@ def _exchanging() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise PeerLostError(f"lost the connection to the other processes of a stage: {error}") from error
+        raise PeerLostError(f"lost the connection to the other processes of the training: {error}") from error

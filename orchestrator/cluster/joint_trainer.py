@@ -1,7 +1,8 @@
-"""Run the stages that several processes train together, each with a GPU of its own, through Ray Train.
+"""Train stages and trials in several processes together, each with a GPU of its own, through Ray Train.
 
 Every attempt is one ``TorchTrainer`` in an actor of ours: with the actor its processes end. Claims, retries and fences
-are those of all stages (``ChunkRunner``); Ray Train only places the processes and joins them by ``torch.distributed``.
+are those of all attempts (``ChunkRunner``); Ray Train only places the processes and joins them by
+``torch.distributed``. A trial is evaluated in a slot afterwards: evaluation needs one process.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _REPORT_SECONDS, _WAIT_SECONDS = 1.0, 0.5
 
 
 def run_process(config: dict[str, Any]) -> None:
-    """Carry out a request in one of the processes of a stage (``train_loop_per_worker`` of ``TorchTrainer``).
+    """Carry out a request in one of the processes (``train_loop_per_worker`` of ``TorchTrainer``).
 
     Args:
         config: ``request``, ``handle``, and ``attempt``: the actor that takes the events.
@@ -121,6 +122,7 @@ class JointClient:
         self._run: Any = None
         self._events: deque[dict[str, Any]] = deque()
         self._failure: dict[str, Any] | None = None
+        self._stopped: dict[str, Any] | None = None
         self._group: Any = None
 
     def begin(self, request: Mapping[str, Any]) -> None:
@@ -141,12 +143,15 @@ class JointClient:
         while True:
             while self._events:
                 event = self._events.popleft()
-                if event["event"] == "placed":
-                    self._group = event["group"]
-                    continue
-                if event["event"] != "failed":
-                    return event
-                self._failure = self._failure or {key: value for key, value in event.items() if key != "event"}
+                match event["event"]:
+                    case "placed":
+                        self._group = event["group"]
+                    case "failed":
+                        self._failure = self._failure or {key: value for key, value in event.items() if key != "event"}
+                    case "stopped_early":
+                        self._stopped = {"event": "done", "status": "stopped_early", "epoch": event["epoch"]}
+                    case _:
+                        return event
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 return None
@@ -159,7 +164,7 @@ class JointClient:
         try:
             self._events += ray.get(self._attempt.take.remote(0.0 if has_ended else seconds))
         except ray.exceptions.RayActorError as error:
-            raise ProcessLostError(f"the actor that runs the stage's processes was lost: {error}") from error
+            raise ProcessLostError(f"the actor that runs the processes was lost: {error}") from error
         return bool(self._events) or not has_ended
 
     def _interpret_end(self) -> dict[str, Any]:
@@ -169,8 +174,8 @@ class JointClient:
             if self._failure is not None:
                 return interpret_failure(self._failure)
             count = self._slots.num_processes
-            raise ProcessLostError(f"one of the {count} processes of the stage was lost: {error}") from error
-        return {"event": "done", "status": "complete"}
+            raise ProcessLostError(f"one of the {count} processes was lost: {error}") from error
+        return self._stopped or {"event": "done", "status": "complete"}
 
     def kill(self) -> None:
         """End the processes, if any: Ray ends them with the actor that owns them."""
@@ -182,18 +187,19 @@ class JointClient:
     def close(self) -> None:
         """End the processes, if any, and forget their events."""
         self.kill()
-        self._attempt = self._run = self._failure = self._group = None
+        self._attempt = self._run = self._failure = self._stopped = self._group = None
         self._events.clear()
 
 
-def execute(dispatcher: Dispatcher, handle: Handle, *, slots: JointSlots, stop: threading.Event) -> None:
-    """Run the stages of several processes until none is ready, several at once where there is room.
+def execute(dispatcher: Dispatcher, handle: Handle, *, kind: str, slots: JointSlots, stop: threading.Event) -> None:
+    """Train stages, or trials, of several processes until none is ready, several at once where there is room.
 
     Args:
-        dispatcher: source of stages and receiver of events.
-        handle: carries out a request, in every process of a stage.
-        slots: number and resources of the processes of a stage.
-        stop: event that ends running stages; they continue from their last checkpoint in a later run.
+        dispatcher: source of stages and trials, and receiver of events.
+        handle: carries out a request, in every process.
+        kind: stage or trial.
+        slots: number and resources of the processes of one.
+        stop: event that ends what is running; it continues from its last checkpoint in a later run.
 
     Raises:
         ClusterLostError: the head of the cluster, or the raylet of this machine, is gone.
@@ -203,6 +209,7 @@ def execute(dispatcher: Dispatcher, handle: Handle, *, slots: JointSlots, stop: 
         run_slots,
         dispatcher,
         partial(JointClient, handle, slots),
+        kind=kind,
         count=ClusterSize(partial(num_joint_slots, slots=slots)).count,
         is_over=lambda: stop.is_set() or over.is_set(),
         threads=threads,
@@ -223,29 +230,31 @@ def run_slots(
     dispatcher: Dispatcher,
     make_client: Callable[[], Client],
     *,
+    kind: str,
     count: Callable[[], int],
     is_over: Callable[[], bool],
     threads: dict[int, RayThread],
 ) -> None:
-    """Run stages in joint slots, a thread each, until none is ready and none runs.
+    """Train stages, or trials, in joint slots, a thread each, until none is ready and none runs.
 
     Args:
-        dispatcher: source of stages and receiver of events.
-        make_client: makes what runs a stage.
+        dispatcher: source of stages and trials, and receiver of events.
+        make_client: makes what trains one.
+        kind: stage or trial.
         count: returns how many slots there is room for; looked at again and again, since nodes join and are lost.
-        is_over: returns whether running stages are to end.
+        is_over: returns whether what is running is to end.
         threads: number of a slot → its thread; filled here, for the caller to wait for.
     """
 
     def is_slot_over(number: int, *, is_idle: bool) -> bool:
         return is_over() or (is_idle and number >= count())
 
-    while dispatcher.has_joint and not is_over():
+    while dispatcher.has_joint(kind) and not is_over():
         for number in [number for number, thread in threads.items() if not thread.is_alive()]:
             threads.pop(number).wait()  # raises the error that has ended it
         for number in range(count()):
             if number not in threads:
-                body = partial(_run_slot, dispatcher, number, make_client, partial(is_slot_over, number))
+                body = partial(_run_slot, dispatcher, kind, number, make_client, partial(is_slot_over, number))
                 threads[number] = RayThread(body, name=f"joint-{number}")
                 threads[number].start()
         dispatcher.wait(_REPORT_SECONDS)
@@ -253,12 +262,14 @@ def run_slots(
         thread.wait()
 
 
-def _run_slot(dispatcher: Dispatcher, number: int, make_client: Callable[[], Client], is_over: IsOver) -> None:
-    """Run stages one after another in a joint slot, until none is ready and none runs in another joint slot."""
-    while dispatcher.has_joint and not is_over(is_idle=True):
-        chunk = dispatcher.next_joint_chunk(number)
+def _run_slot(
+    dispatcher: Dispatcher, kind: str, number: int, make_client: Callable[[], Client], is_over: IsOver
+) -> None:
+    """Train one after another in a joint slot, until none is ready and none runs in another joint slot."""
+    while dispatcher.has_joint(kind) and not is_over(is_idle=True):
+        chunk = dispatcher.next_joint_chunk(number, kind)
         if chunk is None:
-            dispatcher.wait(_REPORT_SECONDS)  # for the end of a stage in another slot, which one here may wait for
+            dispatcher.wait(_REPORT_SECONDS)  # for an end in another slot, which something here may wait for
             continue
         runner = ChunkRunner({**chunk, "report_seconds": _REPORT_SECONDS}, client=make_client())
         try:

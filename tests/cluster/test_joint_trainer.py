@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from orchestrator.cluster import connection
-from orchestrator.cluster.stage_trainer import JointClient
+from orchestrator.cluster.joint_trainer import JointClient
 from orchestrator.execution.fork_client import ProcessLostError
 from orchestrator.execution.resources import JointSlots
 from tests.support.joint_requests import handle
@@ -48,7 +48,7 @@ def test_an_error_of_any_process_is_the_stages(client: JointClient) -> None:
 
 
 def test_a_process_that_is_killed_may_be_tried_again(client: JointClient) -> None:
-    with pytest.raises(ProcessLostError, match="one of the 2 processes of the stage was lost"):
+    with pytest.raises(ProcessLostError, match="one of the 2 processes was lost"):
         run(client, "die")
 
 

@@ -1,0 +1,1 @@
+"""Training by several processes together, each with its share of every batch."""
