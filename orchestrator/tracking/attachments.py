@@ -230,20 +230,19 @@ class _Canvas:
 
         self._image = Image.new("RGB", (_WIDTH, _HEIGHT), "white")
         self.draw: Any = ImageDraw.Draw(self._image)
-        self.write(8, 8, title[:100])
+        self._image.paste("#222222", (8, 8), _draw_text(title[:100]))  # of this trial alone
 
     def write(self, x: float, y: float, text: str, colour: str = "#222222") -> None:
         """Write a line of text whose upper left corner is at (x, y)."""
-        self._image.paste(colour, (round(x), round(y)), _draw_text(text))
+        self._image.paste(colour, (round(x), round(y)), _draw_words(text))
 
     def save(self) -> bytes:
         """Return the PNG."""
         return _encode_png(np.asarray(self._image))
 
 
-@lru_cache(maxsize=1000)
 def _draw_text(text: str) -> Any:
-    """Return a mask of a line of text; all trials have the same words in their figures, and drawing them takes long."""
+    """Return a mask of a line of text."""
     from PIL import Image, ImageDraw, ImageFont
 
     font = ImageFont.load_default(13)
@@ -251,6 +250,10 @@ def _draw_text(text: str) -> Any:
     mask = Image.new("L", (max(1, round(right) + 1), max(1, round(bottom) + 1)))
     ImageDraw.Draw(mask).text((0, 0), text, fill=255, font=font)
     return mask
+
+
+#: All trials have the same words in their figures, and drawing them takes long.
+_draw_words = lru_cache(maxsize=1000)(_draw_text)
 
 
 def _encode_png(image: np.ndarray) -> bytes:

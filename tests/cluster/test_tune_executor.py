@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from orchestrator.cluster import connection, ray_thread
-from orchestrator.cluster.tune_executor import DispatchSearcher, execute
+from orchestrator.cluster.tune_executor import DispatchSearcher, SlotCallback, execute
 from orchestrator.execution.chunk_settings import ChunkSettings, unpack
 from orchestrator.execution.dispatcher import Dispatcher
 from orchestrator.execution.local_executor import LocalExecutor
@@ -68,6 +68,21 @@ def test_the_searcher_hands_out_what_the_desk_has(ledger: Ledger) -> None:
     assert failure["traceback"] == "what Tune knows of 3"
     assert failure["attempts"] == 2
     assert searcher.suggest("4") == connection.tune.search.Searcher.FINISHED
+
+
+def test_little_is_kept_of_a_chunk_that_is_over() -> None:
+    """What Tune writes of it when all is over, from the callback on."""
+    from ray.tune.experiment.trial import Trial
+
+    chunk = {"chunk": "c" * 3000, "signature": "s"}
+    trial = Trial("slot", stub=True, config=chunk, evaluated_params=dict(chunk), experiment_tag="1_chunk=" + "c" * 3000)
+    trial.update_last_result({"events": "e" * 2000, "config": trial.config, "training_iteration": 1})
+    before = sum(map(len, trial.get_json_state()))
+    SlotCallback(lambda trial_id: {}).on_trial_complete(0, [trial], trial)
+    state, metadata = trial.get_json_state()
+    assert before > 18_000
+    assert len(state) + len(metadata) < 3_000
+    assert not any(letter * 100 in state + metadata for letter in "ce")
 
 
 def test_the_searcher_fills_a_cluster_that_grows_and_shrinks(ledger: Ledger) -> None:
