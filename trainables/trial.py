@@ -117,7 +117,7 @@ def run_trial(
     result = {"status": "complete", **found, "num_quarantined": len(data.quarantined)}
     report({"event": "scores", "metrics": {name: result["metrics"].get(name) for name in task.scores}})
     result |= describe_run(signature, started, outcome, device, choice, execution)
-    result["environment"]["processes"] = folder.read_lines(EPOCHS)[outcome.epochs - 1].get("processes", 1)
+    result["environment"]["processes"] = max(line.get("processes", 1) for line in folder.read_lines(EPOCHS))
     result["transfer"] = describe_trained_part(model, config, data)
     result["undefined"] |= describe_undefined(folder.read_lines(EPOCHS))
     result |= describe_weights(config.model.name, config.pretraining)

@@ -150,16 +150,23 @@ class SlotActor(tune.Trainable):  # type: ignore[misc]
 
 
 class SlotCallback(tune.Callback):  # type: ignore[misc]
-    """Callback for what Tune does not tell searchers: the loss of an actor, and that nobody needs a chunk any more."""
+    """Callback that counts lost actors, which Tune does not tell its searchers, and clears what it keeps of chunks.
+
+    Args:
+        on_recover: called with the id of the Tune trial that lost its actor; returns signature → number of the next
+            attempt.
+    """
 
     def __init__(self, on_recover: Callable[[str], dict[str, int]]) -> None:
         self._trials: Sequence[Any] = ()
         self._on_recover = on_recover
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Keep the list of Tune's trials, for ``read_error``."""
         self._trials = trials
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Count the loss of an actor; the next one gets the rest of its chunk."""
         numbers = self._on_recover(trial.trial_id)
         chunk = unpack(trial.config["chunk"])
         # What has ended, or was given back, is not run again.
