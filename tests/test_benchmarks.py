@@ -466,7 +466,8 @@ def test_the_baselines_of_the_retina_benchmark_find_bright_lines(scripts: dict[s
 def test_a_stage_of_the_gpu_check_is_stopped_with_all_its_processes(scripts: dict[str, ModuleType]) -> None:
     check = scripts["gpu_check"]
     line = '{"benchmark": "a", "ratio": 1.0, "bar": 2.0, "ok": false}'
-    sleeper = f"import os, time; print({line!r}, flush=True); os.fork(); print(os.getpid(), flush=True); time.sleep(60)"
+    told = "os.write(1, b'%d\\n' % os.getpid())"  # at once, whatever the other process writes
+    sleeper = f"import os, time; print({line!r}, flush=True); os.fork(); {told}; time.sleep(60)"
     codes = {"stopped": sleeper, "failed": "print('why'); raise SystemExit(3)", "done": f"print({line!r})"}
     stages = [check.Stage(name, ("-c", code), ("-c", code), 60.0) for name, code in codes.items()]
     found = {stage.name: check.run_stage(stage, is_small=True, limit=5.0) for stage in stages}
