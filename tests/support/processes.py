@@ -32,6 +32,18 @@ def find_marked(marker: str) -> dict[int, str]:
     return found
 
 
+def find_descendants(pid: int) -> dict[int, str]:
+    """Return pid → command line of the processes that a process has started, and of those that they have started."""
+    found: dict[int, str] = {}
+    with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in map(int, (task / "children").read_text().split()):
+                with suppress(FileNotFoundError, ProcessLookupError):
+                    found[child] = Path(f"/proc/{child}/cmdline").read_bytes().replace(b"\0", b" ").decode()[:200]
+                    found |= find_descendants(child)
+    return found
+
+
 def find_listening(pids: Iterable[int]) -> set[str]:
     """Return the addresses (TCP, without port) at which these processes listen."""
     sockets = set()
