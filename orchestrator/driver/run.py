@@ -36,6 +36,7 @@ from orchestrator.tracking.server import check_access
 from orchestrator.tracking.shipped import is_shipped
 from orchestrator.tracking.shipper import MAX_WAIT_SECONDS, PATIENCE_SECONDS, Shipper
 from trainables.errors import redact
+from trainables.storage.claims import CLAIMS, find_claim, release_claim
 
 if TYPE_CHECKING:
     from orchestrator.tracking.tracker import Tracker
@@ -131,6 +132,7 @@ def execute_and_report(
     """Execute open stages and trials, update MLflow and Optuna's storage, write the report and return a summary."""
     with exporting(prepared, console) as show, shipping(prepared, tracking_uri) as running:
         record_upstream_failures(prepared)
+        release_ended_claims(prepared)
         if running is not None and prepared.actions.open:
             observers = Observers(notifier, running.shipper.notify, show)
             execute_open(prepared, runtime, lease, observers, console=console)
@@ -165,6 +167,16 @@ def record_upstream_failures(prepared: Prepared) -> None:
             failed = next(stages[need] for need in work.needs if states.get(need) == FAILED)
             details = describe_upstream(failed)
             prepared.ledger.record_failure(work, details, study=prepared.study.study, git_commit=commit)
+
+
+def release_ended_claims(prepared: Prepared) -> None:
+    """Release the claims of what is complete: an attempt that outlived its driver ends well, and nobody releases it."""
+    ledger = prepared.ledger
+    complete = {work.signature for work in prepared.actions.skip}
+    for signature in complete.intersection((ledger.root / CLAIMS).children()):
+        claim = find_claim(ledger.claims(signature))
+        if claim is not None:
+            release_claim(ledger.claims(signature), claim)
 
 
 @dataclass

@@ -14,17 +14,19 @@ from rich.console import Console
 
 from orchestrator.driver import run
 from orchestrator.driver.prepare import Prepared, find_git_commit, prepare, resolve_execution
-from orchestrator.driver.run import record_upstream_failures, run_study, summarise
+from orchestrator.driver.run import record_upstream_failures, release_ended_claims, run_study, summarise
 from orchestrator.driver.terminal.announce import announce
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.planning.inputs import Inputs
 from orchestrator.planning.plan import Plan, Skipped
 from orchestrator.planning.reconcile import reconcile
+from orchestrator.planning.states import COMPLETE
 from orchestrator.planning.trial_checks import check_trials
 from orchestrator.study.study_file import Study, parse_study
 from tests.support.plans import make_stage, make_trial
 from trainables.config import TrialConfig
 from trainables.errors import ConfigError, DataError, LeaseError, StudyError, WeightsUnavailableError
+from trainables.storage.claims import find_claim, take_claim
 
 HEAD = "study: s\nquestion: Why?\ndata: {kind: digits, image_size: 8}\nmodel: {name: shufflenet_v2_x0_5}\n"
 
@@ -98,6 +100,15 @@ def test_what_is_left_out_or_failed_is_said_loudly_and_literally(prepared: Prepa
     said = said_by(replace(prepared, plan=plan, actions=reconcile(plan, states)))
     assert "left out 1 arm of 2 trials: no [/] weights; details in the report" in said
     assert "failed before 1 trial; --retry-failed tries again" in said
+
+
+def test_the_claim_of_a_complete_trial_whose_driver_was_lost_is_released(prepared: Prepared) -> None:
+    done, running = prepared.plan.trials[:2]
+    claims = {work.signature: take_claim(prepared.ledger.claims(work.signature), 2) for work in (done, running)}
+    actions = reconcile(prepared.plan, {done.signature: COMPLETE})
+    release_ended_claims(replace(prepared, actions=actions))
+    assert find_claim(prepared.ledger.claims(done.signature)) is None
+    assert find_claim(prepared.ledger.claims(running.signature)) == claims[running.signature]
 
 
 def test_a_new_arm_on_a_failed_stage_is_recorded_as_failed(prepared: Prepared) -> None:

@@ -26,9 +26,9 @@ from tests.support.tiny_study import Place, stamps
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
 #: Two trials, each of more than a minute.
-EPOCHS = 100
-#: Two trials that outlast Ray's own patience (63 s) and what is done after it, and twenty cuts.
-MANY_EPOCHS = 250
+EPOCHS = 250
+#: Two trials that outlast Ray's own patience (63 s) and what is done after it, and twenty cuts: three minutes.
+MANY_EPOCHS = 700
 STUDY = """\
 study: tiny
 question: Does strong augmentation help?
