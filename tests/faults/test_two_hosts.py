@@ -268,7 +268,7 @@ def test_nothing_happens_when_a_cut_is_short(place: Place, hosts: Hosts, undistu
     hosts.restore(b)
     time.sleep(20)
     assert {get_trial(place, host) for host in hosts.hosts} == pids
-    assert "lost  trial " not in finish(place, process)
+    assert "its process ended" not in finish(place, process)
     assert not notes_of(place)
     check_whole(place, undisturbed)
 
@@ -348,7 +348,7 @@ def test_the_loss_of_a_host_is_found_with_the_patience_of_ray(
     cut = time.monotonic()
     await_refusal(process, long_place, hosts, signature, pid)
     assert time.monotonic() - cut > 30
-    assert "lost  trial " in finish(long_place, process)
+    assert f"[{signature[:8]}]: its process ended; started again" in finish(long_place, process)
     check_whole(long_place, long_undisturbed, MANY_EPOCHS)
 
 
