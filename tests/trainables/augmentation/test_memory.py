@@ -36,7 +36,7 @@ def count_faults(function: str, block_mib: int) -> tuple[int, int]:
 @pytest.mark.parametrize(("function", "block_mib"), [("keep_freed_memory", 10), ("keep_all_freed_memory", 40)])
 def test_what_was_freed_is_used_again(function: str, block_mib: int) -> None:
     pages = 5 * block_mib * 256
-    # One block at the heap's edge may be fetched anew; on a busy machine the kernel may take pages away meanwhile: then
-    # another look finds them kept.
-    looks = (count_faults(function, block_mib) for _ in range(3))
-    assert any(before > 0.55 * pages and after < 0.4 * pages for before, after in looks)
+    # Without it two to five of the five blocks are fetched anew, by where the heap begins; with it none, but for one at
+    # the heap's edge, and for pages that the kernel of a busy machine takes away: then another look finds them kept.
+    looks = (count_faults(function, block_mib) for _ in range(5))
+    assert any(before > 0.3 * pages and after < 0.5 * before for before, after in looks)
